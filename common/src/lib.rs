@@ -1,0 +1,27 @@
+//! What at least two services of Pinfold need: domain types with their JSON and protobuf forms, the closed set of
+//! errors, configuration, identity and TLS, channels, the audience check, telemetry, shutdown.
+//! Never anything that one service alone needs, and no decision about pins or peers.
+
+pub mod address;
+pub mod audience;
+pub mod channel;
+pub mod config;
+pub mod error;
+pub mod identity;
+pub mod ids;
+pub mod json;
+pub mod member;
+pub mod peerset;
+pub mod pin;
+pub mod server;
+pub mod shutdown;
+pub mod status;
+pub mod telemetry;
+pub mod time;
+pub mod tls;
+
+pub use error::{Code, Error, Result};
+pub use ids::{Cid, PeerId};
+
+/// The product's version, for people.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
