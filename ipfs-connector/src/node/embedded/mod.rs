@@ -1,0 +1,1 @@
+//! A small IPFS node of our own.
