@@ -1,0 +1,68 @@
+//! Adding content (beh:B19): splits an upload into blocks exactly as Kubo does, sends them to the peers that will hold
+//! it, and pins the root. Owns nothing beyond one upload; never writes to disk, never decides who gets a copy (consensus
+//! does), never talks to an IPFS node (the connectors do).
+
+mod chunker;
+mod params;
+
+use bytes::Bytes;
+use futures::Stream;
+use pinfold_common::pin::Pin;
+use pinfold_common::{Cid, Error, PeerId, Result};
+use tokio::sync::mpsc;
+
+pub use chunker::Chunker;
+pub use params::{AddParams, Format, Layout};
+
+/// One step of an upload: entries depth first, each file followed by its data and its end. Paths are relative, with
+/// `/` between their parts; directories may be left out (`a/b` makes `a`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Directory { path: String },
+    File { path: String },
+    Symlink { path: String, target: String },
+    /// Of the file that was begun last.
+    Data(Bytes),
+    EndOfFile,
+}
+
+/// What the client is told on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A file, symlink or directory is whole. `size` is the cumulative DAG size; for a CAR the UnixFS size, 0 when
+    /// unknown. `bytes` is there for a CAR only: the sum of its blocks.
+    Added { name: String, cid: Cid, bytes: Option<u64>, size: u64, allocations: Vec<PeerId> },
+    /// `bytes` of one file have been read so far.
+    Progress { name: String, bytes: u64 },
+}
+
+/// How an upload ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    pub root: Cid,
+    /// As committed; none with `no_pin`.
+    pub pin: Option<Pin>,
+    /// Log index of the pin, for reading it back; 0 with `no_pin`.
+    pub index: u64,
+    /// Peers that did not take all blocks, and why (beh:B19.9).
+    pub failed: Vec<(PeerId, String)>,
+}
+
+/// What an upload needs of this peer. `AddContext::new(channels, peers, own, own_consensus)` makes the real one.
+#[derive(Clone)]
+pub struct AddContext {
+    /// This peer.
+    pub own: PeerId,
+}
+
+/// Runs one upload to its end. The pinset is changed only after the whole input was read and its blocks were taken;
+/// an error of the input leaves nothing in it.
+pub async fn add<S: Stream<Item = Result<Input>> + Send + Unpin>(
+    context: &AddContext,
+    params: AddParams,
+    input: S,
+    output: mpsc::Sender<Event>,
+) -> Result<Done> {
+    let _ = (context, params, input, output);
+    Err(Error::unavailable("add: the importer is being built"))
+}
