@@ -1,0 +1,1 @@
+//! Goals are at each test.
