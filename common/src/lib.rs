@@ -7,6 +7,7 @@ pub mod audience;
 pub mod channel;
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod identity;
 pub mod ids;
 pub mod json;
@@ -19,6 +20,7 @@ pub mod status;
 pub mod telemetry;
 pub mod time;
 pub mod tls;
+pub mod trace;
 
 pub use error::{Code, Error, Result};
 pub use ids::{Cid, PeerId};
