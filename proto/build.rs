@@ -27,8 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .include_file("pinfold.rs")
         .bytes(".pinfold.connector.v1.Block.data")
         .bytes(".pinfold.connector.v1.BlockReply.data")
-        .bytes(".pinfold.api.v1.AddRequest.part.data")
-        .bytes(".pinfold.consensus.v1.SnapshotChunk.part.data")
+        .bytes(".pinfold.api.v1.AddRequest.data")
         .bytes(".pinfold.consensus.v1.AppendRequest.entries")
         .compile_fds(set)?;
     Ok(())

@@ -1,0 +1,384 @@
+//! The arguments of every command. Help texts teach; the names are the original's where it has them (spec/ctl.md).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pinfold_common::ids::{Cid, PeerId, parse_cid, parse_peer_id};
+use pinfold_common::time::parse_go_duration;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 success; 1 a local or network problem; 2 the cluster answered with an error; 62 --wait timed out.
+
+First steps:
+  ctl up --peers 3              run a local cluster of three peers
+  ctl add --wait picture.jpg    add a file, and wait until it is pinned
+  ctl status <cid>              what became of it on each peer";
+
+/// Drives a Pinfold cluster: pins content on a set of IPFS nodes and keeps it there.
+#[derive(Debug, Parser)]
+#[command(name = "ctl", version, after_help = AFTER_HELP, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// API addresses, the first that answers is used: a multiaddress or host:port, separated by commas
+    #[arg(
+        short = 'H',
+        long,
+        env = "PINFOLD_HOST",
+        default_value = "/ip4/127.0.0.1/tcp/9094",
+        value_delimiter = ',',
+        global = true
+    )]
+    pub host: Vec<String>,
+    /// Output for eyes (text) or for scripts (json)
+    #[arg(long = "enc", visible_alias = "encoding", default_value = "text", global = true)]
+    pub encoding: Encoding,
+    /// Seconds a request may take; 0 for no limit
+    #[arg(short = 't', long, default_value_t = 0, global = true)]
+    pub timeout: u64,
+    /// user:password for an API that asks for it
+    #[arg(long, env = "CLUSTER_CREDENTIALS", hide_env_values = true, global = true)]
+    pub basic_auth: Option<String>,
+    /// Talk TLS to the API
+    #[arg(short = 's', long, global = true)]
+    pub https: bool,
+    /// With --https: trust this certificate authority (PEM) instead of the public ones
+    #[arg(long, value_name = "FILE", global = true)]
+    pub ca_cert: Option<PathBuf>,
+    /// Folder of the peer, for init and daemon
+    #[arg(short = 'c', long = "config", env = "IPFS_CLUSTER_PATH", value_name = "FOLDER", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Encoding {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a local cluster: some peers of four services each, on loopback
+    Up(Up),
+    /// Run one peer, its four services supervised, from its folder
+    Daemon(Daemon),
+    /// Make a peer's folder: service.json and identity.json
+    Init(Init),
+    /// The contacted peer: ID, addresses, its IPFS node
+    Id,
+    /// The version of the contacted peer
+    Version,
+    /// The peers of the cluster
+    #[command(subcommand)]
+    Peers(Peers),
+    /// Add files and folders: split, store on the allocated peers, pin
+    Add(Add),
+    /// Pin, unpin and list; `ctl pin <cid>` is `ctl pin add <cid>`
+    Pin(Pin),
+    /// What became of pins on each peer
+    Status(Status),
+    /// Try again what is in error
+    Recover(Recover),
+    /// Whether the contacted peer can serve, and which metrics it has
+    #[command(subcommand)]
+    Health(Health),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Up {
+    /// How many peers
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub peers: u16,
+    /// Folder that keeps the cluster between runs
+    #[arg(long, default_value = ".pinfold")]
+    pub folder: PathBuf,
+    /// embedded: a node in each peer; kubo: start a Kubo per peer (`ipfs` on the PATH); kubo=<address>,…: running daemons
+    #[arg(long, default_value = "embedded")]
+    pub ipfs: String,
+    /// Fetch nothing from public gateways
+    #[arg(long)]
+    pub offline: bool,
+    /// Copies of each item when a pin does not say: minimum and maximum
+    #[arg(long, value_name = "N")]
+    pub replication: Option<u16>,
+    /// First port of peer 0 is 9094 plus this; peer i has 10·i more
+    #[arg(long, default_value_t = 0, value_name = "OFFSET")]
+    pub port_offset: u16,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Daemon {
+    /// Join the cluster that one of these addresses belongs to: /ip4/…/tcp/9096/p2p/<peer ID>,…
+    #[arg(short = 'j', long, value_delimiter = ',')]
+    pub bootstrap: Vec<String>,
+    /// Accepted for the original's scripts: what is due is migrated at every start
+    #[arg(short = 'u', long)]
+    pub upgrade: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Init {
+    /// 64 hex characters shared by all peers; made anew when neither this nor CLUSTER_SECRET is given
+    #[arg(long, env = "CLUSTER_SECRET", hide_env_values = true)]
+    pub secret: Option<String>,
+    /// Overwrite service.json without asking; identity.json is always kept
+    #[arg(short, long)]
+    pub force: bool,
+    /// Which IPFS node: kubo or embedded
+    #[arg(long, default_value = "kubo")]
+    pub ipfs: String,
+    /// Multiaddresses of the other peers of a fixed peerset, with /p2p/<id>
+    #[arg(long, value_delimiter = ',')]
+    pub peers: Vec<String>,
+    /// Add this to every port
+    #[arg(long, default_value_t = 0)]
+    pub port_offset: u16,
+    /// Another value for a key of service.json, as key=value (JSON or text); repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Accepted for the original's scripts: raft is the only one
+    #[arg(long, default_value = "raft", hide = true)]
+    pub consensus: String,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Peers {
+    /// Every peer with its addresses and IPFS node
+    Ls,
+    /// Remove a peer from the cluster
+    Rm { peer: PeerIdArg },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Health {
+    /// Whether each service of the contacted peer is ready
+    Ready,
+    /// Names of metrics, or the latest values of one
+    Metrics { name: Option<String> },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinOptions {
+    /// Copies: minimum and maximum at once; -1 for every peer
+    #[arg(short, long, allow_negative_numbers = true, value_name = "N")]
+    pub replication: Option<i32>,
+    /// Fewest copies; 0 for the configured default, -1 for every peer
+    #[arg(long, alias = "rmin", default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    pub replication_min: i32,
+    /// Most copies
+    #[arg(long, alias = "rmax", default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    pub replication_max: i32,
+    /// Peers that shall hold it, if they can
+    #[arg(long, visible_alias = "allocs", value_delimiter = ',', value_name = "PEER,…")]
+    pub allocations: Vec<PeerIdArg>,
+    /// A name for people
+    #[arg(short, long, default_value = "")]
+    pub name: String,
+    /// Unpin after this time: 12h, 1h30m
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub expire_in: Option<Duration>,
+    /// key=value, repeatable
+    #[arg(long, value_parser = key_value, value_name = "KEY=VALUE")]
+    pub metadata: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Wait {
+    /// Wait until it is pinned (or unpinned)
+    #[arg(short, long)]
+    pub wait: bool,
+    /// How many peers must have got there; default: the pin's minimum of copies
+    #[arg(long, visible_alias = "wl", default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    pub wait_limit: i32,
+    /// Wait at most this long; 0 for ever
+    #[arg(long, visible_alias = "wt", value_parser = duration, default_value = "0s", value_name = "DURATION")]
+    pub wait_timeout: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Add {
+    /// Files and folders; - reads from standard input
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Take folders with all that is in them
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Print CIDs only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print the last CID only
+    #[arg(short = 'Q', long)]
+    pub quieter: bool,
+    /// Put everything into one folder
+    #[arg(short = 'W', long)]
+    pub wrap_with_directory: bool,
+    /// Take files whose names begin with a dot
+    #[arg(long)]
+    pub hidden: bool,
+    /// Store blocks on the contacted peer only; the others fetch them
+    #[arg(long)]
+    pub local: bool,
+    /// Store the blocks and pin nothing
+    #[arg(long)]
+    pub no_pin: bool,
+    /// unixfs, or car for a file that is a CAR with one root
+    #[arg(long, default_value = "unixfs")]
+    pub format: String,
+    /// balanced or trickle
+    #[arg(long, default_value = "balanced")]
+    pub layout: String,
+    /// How files are cut: size-N
+    #[arg(long, default_value = "size-262144")]
+    pub chunker: String,
+    /// Leaves without a UnixFS envelope; the default for CID version 1
+    #[arg(long)]
+    pub raw_leaves: bool,
+    /// 0 or 1
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1))]
+    pub cid_version: u32,
+    /// Hash function; others than sha2-256 mean CID version 1
+    #[arg(long, default_value = "sha2-256")]
+    pub hash: String,
+    #[command(flatten)]
+    pub options: PinOptions,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct Pin {
+    #[command(subcommand)]
+    pub command: Option<PinCommand>,
+    #[command(flatten)]
+    pub add: PinAdd,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum PinCommand {
+    /// Pin a CID, or what a path leads to
+    Add(PinAdd),
+    /// Unpin a CID, or what a path leads to
+    Rm(PinRm),
+    /// The pinset, or one entry of it
+    Ls(PinLs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinAdd {
+    /// A CID, /ipfs/<cid>/a/b or /ipns/<name>
+    #[arg(value_name = "CID|PATH")]
+    pub target: Option<String>,
+    /// recursive, or direct for the one block
+    #[arg(long, default_value = "recursive", value_parser = ["recursive", "direct"])]
+    pub mode: String,
+    /// Print the pin instead of its status
+    #[arg(long, visible_alias = "ns")]
+    pub no_status: bool,
+    #[command(flatten)]
+    pub options: PinOptions,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinRm {
+    /// A CID, /ipfs/<cid>/a/b or /ipns/<name>
+    pub target: String,
+    /// Print the pin instead of its status
+    #[arg(long, visible_alias = "ns")]
+    pub no_status: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinLs {
+    pub cid: Option<CidArg>,
+    /// Only these types: all, pin, meta-pin, clusterdag-pin, shard-pin
+    #[arg(long, default_value = "all")]
+    pub filter: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Status {
+    pub cids: Vec<CidArg>,
+    /// Ask the contacted peer only
+    #[arg(long)]
+    pub local: bool,
+    /// Only these: pinned, pinning, pin_queued, pin_error, remote, …, error, queued
+    #[arg(long, default_value = "")]
+    pub filter: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Recover {
+    pub cid: Option<CidArg>,
+    /// On the contacted peer only
+    #[arg(long)]
+    pub local: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct CidArg(pub Cid);
+
+impl std::str::FromStr for CidArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CidArg, String> {
+        parse_cid(text).map(CidArg).map_err(|error| error.message)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerIdArg(pub PeerId);
+
+impl std::str::FromStr for PeerIdArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PeerIdArg, String> {
+        parse_peer_id(text.trim()).map(PeerIdArg).map_err(|error| error.message)
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_go_duration(text).map_err(|error| error.message)
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be key=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// Goal: the tree of commands is sound, and the short form of pin is the long one.
+    #[test]
+    fn commands_parse() {
+        Cli::command().debug_assert();
+        let cid = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG";
+        for words in [vec!["ctl", "pin", cid], vec!["ctl", "pin", "add", cid], vec!["ctl", "pin", cid, "-r", "-1"]] {
+            let cli = Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+            let Command::Pin(pin) = cli.command else { panic!() };
+            let add = match pin.command {
+                Some(PinCommand::Add(add)) => add,
+                Some(other) => panic!("{other:?}"),
+                None => pin.add,
+            };
+            assert_eq!(add.target.as_deref(), Some(cid));
+        }
+        assert!(Cli::try_parse_from(["ctl", "status", "nonsense"]).is_err());
+    }
+}

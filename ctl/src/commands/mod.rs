@@ -1,0 +1,57 @@
+//! One file per verb. A command connects, calls, prints; what it prints stands in `output`.
+
+mod add;
+mod daemon;
+mod health;
+mod id;
+mod init;
+mod peers;
+mod pin;
+mod recover;
+mod status;
+mod up;
+mod version;
+mod wait;
+
+use crate::cli::{Cli, Command, Health, Peers, PinCommand};
+use crate::client::{Client, Outcome};
+use crate::output;
+
+/// Runs one command and tells its failure; the exit code.
+pub async fn run(cli: Cli) -> u8 {
+    let encoding = cli.global.encoding;
+    match dispatch(cli).await {
+        Ok(()) => 0,
+        Err(failure) => output::tell(encoding, &failure),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Outcome {
+    let global = cli.global;
+    let encoding = global.encoding;
+    match cli.command {
+        Command::Up(arguments) => up::run(arguments).await,
+        Command::Daemon(arguments) => daemon::run(&global, arguments).await,
+        Command::Init(arguments) => init::run(&global, arguments),
+        Command::Id => id::run(&Client::connect(&global).await?, encoding).await,
+        Command::Version => version::run(&Client::connect(&global).await?, encoding).await,
+        Command::Peers(Peers::Ls) => peers::ls::run(&Client::connect(&global).await?, encoding).await,
+        Command::Peers(Peers::Rm { peer }) => peers::rm::run(&Client::connect(&global).await?, &peer.0).await,
+        Command::Add(arguments) => add::run(&Client::connect(&global).await?, encoding, arguments).await,
+        Command::Pin(arguments) => {
+            let command = arguments.command.unwrap_or(PinCommand::Add(arguments.add));
+            let client = Client::connect(&global).await?;
+            match command {
+                PinCommand::Add(add) => pin::add::run(&client, encoding, add).await,
+                PinCommand::Rm(rm) => pin::rm::run(&client, encoding, rm).await,
+                PinCommand::Ls(ls) => pin::ls::run(&client, encoding, ls).await,
+            }
+        }
+        Command::Status(arguments) => status::run(&Client::connect(&global).await?, encoding, arguments).await,
+        Command::Recover(arguments) => recover::run(&Client::connect(&global).await?, encoding, arguments).await,
+        Command::Health(Health::Ready) => health::ready(&Client::connect(&global).await?, encoding).await,
+        Command::Health(Health::Metrics { name }) => {
+            health::metrics(&Client::connect(&global).await?, encoding, name).await
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! `ctl peers …`
+
+pub mod ls;
+pub mod rm;
