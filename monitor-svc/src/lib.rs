@@ -1,0 +1,4 @@
+pub mod allocator;
+pub mod error;
+pub mod liveness;
+pub mod window;

@@ -1,0 +1,141 @@
+//! What was given away and is not in anybody's metrics yet, so that a burst spreads (protocols.md 5, `beh:B9.11`).
+//! PURE: the instant is passed in.
+//!
+//! Two accounts are kept of each peer, because they end differently:
+//!
+//! * **Shares**, one for each allocation, fade with a half-life, of all peers alike. They decide between peers: see
+//!   `field`. Were they dropped when a peer's own metric arrives, then the peer whose metric comes first in the middle
+//!   of a burst would look untouched beside the others, and would get the rest of the burst.
+//! * **Bytes**, the size of the item, or the mean of the sizes seen while it is unknown, end with a metric that can
+//!   know of them: the second that arrives after the allocation. The first may have been measured before the first
+//!   block came.
+//!
+//! Bytes only order peers. An estimate never makes a peer full; a peer is full when it says so itself.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pinfold_common::PeerId;
+
+/// After this time a share counts half.
+pub const HALF_LIFE: Duration = Duration::from_secs(60);
+/// A share that faded below this is forgotten.
+const LEAST_SHARE: f64 = 1.0 / 1024.0;
+/// The weight of one new item in the mean of sizes.
+const MEAN_STEP: f64 = 1.0 / 16.0;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    shares: f64,
+    /// Reserved since the last metric of the peer's space.
+    recent_bytes: f64,
+    /// Reserved between the last two.
+    older_bytes: f64,
+}
+
+/// The reservations of all peers.
+#[derive(Debug)]
+pub struct Ledger {
+    accounts: HashMap<PeerId, Account>,
+    mean_item_bytes: f64,
+    settled: Instant,
+}
+
+impl Ledger {
+    pub fn new(now: Instant) -> Ledger {
+        Ledger { accounts: HashMap::new(), mean_item_bytes: 0.0, settled: now }
+    }
+
+    /// Lets shares fade up to `now`. Call it before reading.
+    pub fn settle(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.settled);
+        self.settled = self.settled.max(now);
+        let factor = 0.5_f64.powf(passed.as_secs_f64() / HALF_LIFE.as_secs_f64());
+        self.accounts.retain(|_, account| {
+            account.shares *= factor;
+            if account.shares < LEAST_SHARE {
+                account.shares = 0.0;
+            }
+            account.shares > 0.0 || account.recent_bytes + account.older_bytes > 0.0
+        });
+    }
+
+    pub fn reserve(&mut self, peer: PeerId, bytes: f64) {
+        let account = self.accounts.entry(peer).or_default();
+        account.shares += 1.0;
+        account.recent_bytes += bytes;
+    }
+
+    /// A new metric of this peer's space has arrived.
+    pub fn measured(&mut self, peer: &PeerId) {
+        if let Some(account) = self.accounts.get_mut(peer) {
+            account.older_bytes = std::mem::take(&mut account.recent_bytes);
+        }
+    }
+
+    /// The size of an item whose size is unknown; 0 until one was known.
+    pub fn mean_item_bytes(&self) -> f64 {
+        self.mean_item_bytes
+    }
+
+    /// Takes a known size into the mean.
+    pub fn learn(&mut self, size_bytes: u64) {
+        let size = size_bytes as f64;
+        let step = if self.mean_item_bytes == 0.0 { 1.0 } else { MEAN_STEP };
+        self.mean_item_bytes += (size - self.mean_item_bytes) * step;
+    }
+
+    pub fn shares(&self, peer: &PeerId) -> f64 {
+        self.accounts.get(peer).map_or(0.0, |account| account.shares)
+    }
+
+    pub fn bytes(&self, peer: &PeerId) -> f64 {
+        self.accounts.get(peer).map_or(0.0, |account| account.recent_bytes + account.older_bytes)
+    }
+
+    pub fn retain(&mut self, is_member: impl Fn(&PeerId) -> bool) {
+        self.accounts.retain(|peer, _| is_member(peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: shares fade alike for all, bytes end with the second metric after them, and nothing is kept for ever.
+    #[test]
+    fn reservations_end() {
+        let now = Instant::now();
+        let (mut ledger, a, b) = (Ledger::new(now), PeerId::random(), PeerId::random());
+        for _ in 0..4 {
+            ledger.reserve(a, 100.0);
+        }
+        ledger.reserve(b, 100.0);
+        ledger.measured(&a);
+        assert_eq!((ledger.shares(&a), ledger.bytes(&a)), (4.0, 400.0));
+        ledger.reserve(a, 7.0);
+        ledger.measured(&a);
+        assert_eq!(ledger.bytes(&a), 7.0);
+        ledger.measured(&a);
+        assert_eq!(ledger.bytes(&a), 0.0);
+        ledger.settle(now + HALF_LIFE);
+        assert_eq!((ledger.shares(&a), ledger.shares(&b)), (2.5, 0.5));
+        ledger.measured(&b);
+        ledger.measured(&b);
+        ledger.settle(now + HALF_LIFE * 30);
+        assert!(ledger.accounts.is_empty());
+    }
+
+    /// Goal: the mean follows the sizes that are known.
+    #[test]
+    fn mean_of_sizes() {
+        let mut ledger = Ledger::new(Instant::now());
+        assert_eq!(ledger.mean_item_bytes(), 0.0);
+        ledger.learn(1000);
+        assert_eq!(ledger.mean_item_bytes(), 1000.0);
+        for _ in 0..200 {
+            ledger.learn(5000);
+        }
+        assert!((ledger.mean_item_bytes() - 5000.0).abs() < 1.0);
+    }
+}
