@@ -123,7 +123,7 @@ async fn accept(
         Ok::<_, io::Error>((permit, tcp, remote))
     };
     loop {
-        let (permit, tcp, remote) = match shutdown.race(next()).await {
+        let (permit, tcp, remote) = match cut.run_until_cancelled(shutdown.race(next())).await.flatten() {
             None => return,
             Some(Ok(connection)) => connection,
             Some(Err(error)) => {

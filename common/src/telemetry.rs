@@ -100,11 +100,14 @@ pub fn init(room: Room, options: &Telemetry) -> Result<Guard> {
 
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(wants_colour());
     let lines = if options.json { lines.json().boxed() } else { lines.boxed() };
-    let spans =
-        traces.as_ref().map(|traces| tracing_opentelemetry::layer().with_tracer(traces.provider.tracer(room.name())));
+    // What is traced does not depend on what is logged.
+    let spans = traces.as_ref().map(|traces| {
+        tracing_opentelemetry::layer()
+            .with_tracer(traces.provider.tracer(room.name()))
+            .with_filter(tracing_subscriber::filter::LevelFilter::INFO)
+    });
     tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
+        .with(lines.with_filter(filter))
         .with(spans)
         .try_init()
         .map_err(|error| Error::internal(format!("start logging: {error}")))?;
@@ -285,6 +288,24 @@ mod tests {
         let started = std::time::Instant::now();
         drop(guard);
         assert!(started.elapsed() < FLUSH_DEADLINE + Duration::from_secs(3));
+    }
+
+    /// Goal: a span that ended goes to the collector over gRPC, at the latest when the guard is dropped.
+    #[test]
+    fn the_last_span_is_sent() {
+        use opentelemetry::trace::Tracer as _;
+        use std::io::Read as _;
+        let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let heard = std::thread::spawn(move || {
+            let mut preface = [0; 24];
+            collector.accept().unwrap().0.read_exact(&mut preface).unwrap();
+            preface
+        });
+        let traces = export_traces(Room::Monitor, &Telemetry::default(), &endpoint).unwrap();
+        traces.provider.tracer("test").in_span("kept", |_| ());
+        drop(Guard { traces: Some(traces) });
+        assert_eq!(&heard.join().unwrap(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     }
 
     /// Goal: counters of this process are on the page, and the page ends with the process.

@@ -69,7 +69,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let span = tracing::debug_span!("grpc", method = request.uri().path());
+        let span = tracing::info_span!("grpc", method = request.uri().path());
         let context = TraceContextPropagator::new().extract(&Incoming(request.headers()));
         if context.span().span_context().is_valid() {
             // Fails only when no traces are collected, and then there is nothing to join.
@@ -79,5 +79,37 @@ where
         let future = self.0.call(request);
         drop(entered);
         future.instrument(span)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tower::ServiceExt as _;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    fn current_trace() -> String {
+        tracing::Span::current().context().span().span_context().trace_id().to_string()
+    }
+
+    /// Goal: the trace a request was sent in is the trace it is handled in, and without one nothing is sent.
+    #[test]
+    fn a_trace_crosses_the_wire() {
+        assert!(traced(()).metadata().get("traceparent").is_none());
+        let tracer = SdkTracerProvider::builder().build().tracer("test");
+        let subscriber = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer));
+        tracing::subscriber::with_default(subscriber, || {
+            let (sent, trace) = tracing::info_span!("sender").in_scope(|| (traced(()), current_trace()));
+            let mut request = http::Request::new(());
+            *request.headers_mut() = sent.into_parts().0.into_headers();
+            let handler =
+                tower::service_fn(|_: http::Request<()>| async { Ok::<_, std::convert::Infallible>(current_trace()) });
+            let seen = futures::executor::block_on(TraceLayer.layer(handler).oneshot(request)).unwrap();
+            assert_eq!(seen, trace);
+            assert_ne!(seen, "0".repeat(32));
+        });
     }
 }

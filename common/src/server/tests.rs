@@ -176,6 +176,21 @@ async fn a_wrong_server_is_named() {
     }
 }
 
+/// Goal: the end that is called names another secret too (beh:B1.7).
+#[tokio::test]
+async fn both_ends_name_another_secret() {
+    let identity = Identity::generate();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let ours = Tls::new(&ClusterSecret::generate(), &identity, Room::Monitor).unwrap();
+    let theirs = channels(&ClusterSecret::generate(), &identity).to(Room::Monitor, &identity.peer_id, &address);
+    let caller = tokio::spawn(async move { GossipClient::new(theirs).pull(PullCall {}).await });
+    let (tcp, _) = listener.accept().await.unwrap();
+    let error = handshake(TlsAcceptor::from(ours.server()), tcp).await.map(|_| ()).unwrap_err();
+    assert_eq!(explain_handshake(&error), "the other side has another cluster secret");
+    assert!(caller.await.unwrap().is_err());
+}
+
 /// Goal: no connection is Unavailable (nothing happened), whatever is wrong with the address, and says where to.
 #[tokio::test]
 async fn nobody_there_is_unavailable() {
@@ -259,7 +274,9 @@ async fn strangers_are_dropped() {
         let tcp = TcpStream::connect(&server.address).await.unwrap();
         let name = crate::tls::server_name(Room::Monitor, &own).unwrap();
         // In TLS 1.3 the client is done before the server looks at its certificate: the refusal comes with a read.
-        if let Ok(mut stream) = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
+        let connected = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+        assert!(version.version == rustls::ProtocolVersion::TLSv1_3 || connected.is_err(), "TLS 1.2 is refused");
+        if let Ok(mut stream) = connected {
             let read = tokio::time::timeout(SOON, stream.read(&mut [0; 64])).await.expect("dropped");
             assert!(!matches!(read, Ok(count) if count > 0), "{version:?}");
         }
