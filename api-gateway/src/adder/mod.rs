@@ -1,9 +1,22 @@
 //! Adding content (beh:B19): splits an upload into blocks exactly as Kubo does, sends them to the peers that will hold
 //! it, and pins the root. Owns nothing beyond one upload; never writes to disk, never decides who gets a copy (consensus
-//! does), never talks to an IPFS node (the connectors do).
+//! does), never talks to an IPFS node (the connectors do). Experimental sharding (beh:B19.6) is left out.
 
+mod car;
 mod chunker;
+mod cluster;
+mod dag;
+mod directory;
+mod file;
+mod importer;
+mod murmur3;
 mod params;
+mod services;
+mod sink;
+mod tree;
+mod upload;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -11,16 +24,26 @@ use pinfold_common::pin::Pin;
 use pinfold_common::{Cid, Error, PeerId, Result};
 use tokio::sync::mpsc;
 
-pub use chunker::Chunker;
+pub use chunker::{Chunker, MAX_CHUNK_BYTES};
+pub use cluster::{Allocation, Cluster};
 pub use params::{AddParams, Format, Layout};
+
+use self::upload::Upload;
 
 /// One step of an upload: entries depth first, each file followed by its data and its end. Paths are relative, with
 /// `/` between their parts; directories may be left out (`a/b` makes `a`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    Directory { path: String },
-    File { path: String },
-    Symlink { path: String, target: String },
+    Directory {
+        path: String,
+    },
+    File {
+        path: String,
+    },
+    Symlink {
+        path: String,
+        target: String,
+    },
     /// Of the file that was begun last.
     Data(Bytes),
     EndOfFile,
@@ -51,18 +74,24 @@ pub struct Done {
 /// What an upload needs of this peer. `AddContext::new(channels, peers, own, own_consensus)` makes the real one.
 #[derive(Clone)]
 pub struct AddContext {
+    pub cluster: Arc<dyn Cluster>,
     /// This peer.
     pub own: PeerId,
 }
 
 /// Runs one upload to its end. The pinset is changed only after the whole input was read and its blocks were taken;
-/// an error of the input leaves nothing in it.
+/// an error of the input, or a client that takes no events, leaves nothing in it.
 pub async fn add<S: Stream<Item = Result<Input>> + Send + Unpin>(
     context: &AddContext,
     params: AddParams,
-    input: S,
+    mut input: S,
     output: mpsc::Sender<Event>,
 ) -> Result<Done> {
-    let _ = (context, params, input, output);
-    Err(Error::unavailable("add: the importer is being built"))
+    let mut upload = Upload::new(context, &params, output);
+    let root = match params.format {
+        Format::Unixfs => importer::import(&params, params.cid_format()?, &mut input, &mut upload).await?,
+        Format::Car if params.wrap_with_directory => return Err(Error::invalid("cannot wrap a CAR file upload")),
+        Format::Car => car::import(&mut input, &mut upload).await?,
+    };
+    upload.finish(root).await
 }

@@ -1,0 +1,199 @@
+//! One upload between its first block and its pin: asks where blocks go when there is one, keeps the sink, tells the
+//! client, and pins at the end. The two decisions (who gets blocks, who is pinned) are pure functions.
+
+use std::time::Duration;
+
+use pinfold_common::pin::{PinOptions, PinRequest};
+use pinfold_common::{Cid, Code, Error, PeerId, Result};
+use tokio::sync::mpsc;
+
+use super::cluster::Allocation;
+use super::dag::{Block, Node};
+use super::sink::Sink;
+use super::{AddContext, AddParams, Done, Event};
+
+/// A client that takes no event for this long has left.
+const OUTPUT_DEADLINE: Duration = Duration::from_secs(300);
+/// Multihash code of identity: the CID holds the block.
+const IDENTITY: u64 = 0x00;
+
+pub(super) struct Upload<'a> {
+    context: &'a AddContext,
+    params: &'a AddParams,
+    output: mpsc::Sender<Event>,
+    open: Option<(Plan, Sink)>,
+}
+
+impl<'a> Upload<'a> {
+    pub fn new(context: &'a AddContext, params: &'a AddParams, output: mpsc::Sender<Event>) -> Upload<'a> {
+        Upload { context, params, output, open: None }
+    }
+
+    pub async fn put(&mut self, block: Block) -> Result<()> {
+        if block.cid.hash().code() == IDENTITY {
+            return Ok(());
+        }
+        match &mut self.open {
+            Some((_, sink)) => sink.put(block).await,
+            None => {
+                let plan = self.allocate().await?;
+                let mut sink = Sink::open(&self.context.cluster, &plan.destinations);
+                let outcome = sink.put(block).await;
+                self.open = Some((plan, sink));
+                outcome
+            }
+        }
+    }
+
+    pub async fn put_all(&mut self, blocks: &mut Vec<Block>) -> Result<()> {
+        for block in blocks.drain(..) {
+            self.put(block).await?;
+        }
+        Ok(())
+    }
+
+    async fn allocate(&self) -> Result<Plan> {
+        let params = self.params;
+        let allocation = self.context.cluster.allocate(&self.options(), &params.user_allocations).await?;
+        if allocation.peers.is_empty() {
+            return Err(Error::new(Code::NotEnoughPeers, "allocate for an add: no peer can take blocks"));
+        }
+        let forced = params.local && params.user_allocations.is_empty();
+        Ok(match (params.local, forced) {
+            (false, _) => Plan::everyone(allocation),
+            (true, false) => Plan::local(allocation, self.context.own),
+            (true, true) => Plan::local(with_peer(allocation, self.context.own), self.context.own),
+        })
+    }
+
+    fn options(&self) -> PinOptions {
+        PinOptions { pin_update: None, ..self.params.pin.clone() }
+    }
+
+    /// A file, symlink or directory is whole.
+    pub async fn added(&self, name: String, node: &Node) -> Result<()> {
+        self.emit(Event::Added {
+            name,
+            cid: node.cid,
+            bytes: None,
+            size: node.dag_bytes,
+            allocations: self.allocations(),
+        })
+        .await
+    }
+
+    /// Who will hold it, as far as it is known.
+    pub fn allocations(&self) -> Vec<PeerId> {
+        self.open.as_ref().map(|(plan, _)| plan.holders.clone()).unwrap_or_default()
+    }
+
+    pub async fn emit(&self, event: Event) -> Result<()> {
+        self.output
+            .send_timeout(event, OUTPUT_DEADLINE)
+            .await
+            .map_err(|_| Error::unavailable("add: the client has left"))
+    }
+
+    /// Waits until the blocks are on the destinations' disks, then pins.
+    pub async fn finish(self, root: Cid) -> Result<Done> {
+        let Some((plan, sink)) = self.open else {
+            return Err(Error::invalid("add: nothing to store"));
+        };
+        let options = PinOptions { pin_update: None, ..self.params.pin.clone() };
+        let failed = sink.finish().await?;
+        let allocations = plan.allocations(&failed.iter().map(|(peer, _)| *peer).collect::<Vec<_>>());
+        let failed = failed.into_iter().map(|(peer, error)| (peer, error.message)).collect();
+        if self.params.no_pin {
+            return Ok(Done { root, pin: None, index: 0, failed });
+        }
+        let user_allocations = self.params.user_allocations.clone();
+        let request = PinRequest { options, user_allocations, allocations, ..PinRequest::new(root) };
+        let (pin, index) = self.context.cluster.pin(request, self.params.request_key.clone()).await?;
+        Ok(Done { root, pin: Some(pin), index, failed })
+    }
+}
+
+/// Who gets the blocks and who is to hold the pin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Plan {
+    destinations: Vec<PeerId>,
+    holders: Vec<PeerId>,
+    everywhere: bool,
+    min: usize,
+}
+
+impl Plan {
+    /// Every holder is sent the blocks.
+    fn everyone(allocation: Allocation) -> Plan {
+        Plan { destinations: allocation.peers.clone(), ..Plan::of(allocation) }
+    }
+
+    /// Only this peer is sent the blocks; the other holders fetch them (beh:B19.4).
+    fn local(allocation: Allocation, own: PeerId) -> Plan {
+        Plan { destinations: vec![own], ..Plan::of(allocation) }
+    }
+
+    fn of(allocation: Allocation) -> Plan {
+        Plan {
+            destinations: Vec::new(),
+            holders: allocation.peers,
+            everywhere: allocation.everywhere,
+            min: usize::try_from(allocation.replication_factor_min).unwrap_or(0),
+        }
+    }
+
+    /// What the pin is preset with: the holders that did not fail. Should these be fewer than the minimum, failed ones
+    /// fill up to it: they are left to fetch the blocks (beh:B19.9).
+    fn allocations(&self, failed: &[PeerId]) -> Vec<PeerId> {
+        if self.everywhere {
+            return Vec::new();
+        }
+        let (missed, mut kept): (Vec<PeerId>, Vec<PeerId>) =
+            self.holders.iter().partition(|peer| failed.contains(peer));
+        let lacking = self.min.saturating_sub(kept.len());
+        kept.extend(missed.into_iter().take(lacking));
+        kept
+    }
+}
+
+/// The allocation with `peer` in it, in place of the last one if need be.
+fn with_peer(mut allocation: Allocation, peer: PeerId) -> Allocation {
+    if !allocation.peers.contains(&peer) {
+        allocation.peers.pop();
+        allocation.peers.push(peer);
+    }
+    allocation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allocation(peers: &[PeerId], min: i32) -> Allocation {
+        Allocation { peers: peers.to_vec(), everywhere: min < 0, replication_factor_min: min }
+    }
+
+    /// Goal: a failed destination leaves the allocations only as far as the minimum allows.
+    #[test]
+    fn failed_destinations_and_the_minimum() {
+        let peers: Vec<PeerId> = (0..3).map(|_| PeerId::random()).collect();
+        let two = Plan::everyone(allocation(&peers, 2));
+        assert_eq!(two.allocations(&[]), peers);
+        assert_eq!(two.allocations(&[peers[0]]), [peers[1], peers[2]]);
+        assert_eq!(two.allocations(&[peers[0], peers[2]]), [peers[1], peers[0]]);
+        let everywhere = Plan::everyone(allocation(&peers, -1));
+        assert_eq!(everywhere.destinations, peers);
+        assert!(everywhere.allocations(&[peers[0]]).is_empty());
+    }
+
+    /// Goal: a local add forces this peer into the allocations in place of the last, once (beh:B19.4).
+    #[test]
+    fn local_adds_keep_this_peer() {
+        let peers: Vec<PeerId> = (0..2).map(|_| PeerId::random()).collect();
+        let own = PeerId::random();
+        let forced = Plan::local(with_peer(allocation(&peers, 1), own), own);
+        assert_eq!(forced.destinations, [own]);
+        assert_eq!(forced.allocations(&[]), [peers[0], own]);
+        assert_eq!(with_peer(allocation(&peers, 1), peers[0]).peers, peers);
+    }
+}
