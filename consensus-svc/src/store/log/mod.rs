@@ -1,0 +1,217 @@
+//! The Raft log and the vote: `log.db`, its cache in memory, and the handle that the consensus library's adapter uses.
+//!
+//! The newest entries are served from memory, at most [`MAX_CACHE_BYTES`] of them; older ones are read from the file.
+//! Only what is on disk leaves the cache. One caller writes (`append`, `truncate_after`, `purge`, `save_vote` in its
+//! order); any number read.
+
+mod cache;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sqlx::Row;
+use sqlx::sqlite::SqlitePool;
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::{Error, Failure, Result};
+use super::record::{LogId, Record, Vote, split_group};
+use super::sqlite::{self, Sync};
+use cache::{Cache, Cached};
+use writer::{Op, Writer};
+
+/// Entries in memory, by the estimate of [`Cached::size_bytes`].
+pub const MAX_CACHE_BYTES: usize = 64 << 20;
+/// Writes that wait for the disk. A full queue holds up the consensus library, which holds up its clients.
+const QUEUE: usize = 1024;
+/// Groups that one query for old entries reads: at most 16 MiB.
+const GROUPS_PER_READ: i64 = 16;
+const READERS: u32 = 2;
+const VERSION: i64 = 1;
+const SCHEMA: &str = "
+    BEGIN;
+    CREATE TABLE groups (
+        first INTEGER PRIMARY KEY,
+        last INTEGER NOT NULL,
+        committed BLOB,
+        entries BLOB NOT NULL
+    );
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    PRAGMA user_version = 1;
+    COMMIT;
+";
+
+/// Called once, when the entries are on disk or can't be any more.
+pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Log(Arc<Shared>);
+
+struct Shared {
+    cache: Mutex<Cache>,
+    queue: mpsc::Sender<Op>,
+    readers: SqlitePool,
+    failure: Failure,
+}
+
+/// The ends of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStatus {
+    pub purged: Option<LogId>,
+    /// Of the newest entry, or `purged` when there is none.
+    pub last: Option<LogId>,
+}
+
+impl Log {
+    pub(super) async fn open(folder: &Path, failure: Failure) -> Result<Log> {
+        Log::open_bounded(folder, failure, MAX_CACHE_BYTES).await
+    }
+
+    async fn open_bounded(folder: &Path, failure: Failure, cache_bytes: usize) -> Result<Log> {
+        let path = folder.join("log.db");
+        let mut connection = sqlite::open_writer(&path, Sync::EveryCommit).await?;
+        sqlite::prepare(&mut connection, &path, VERSION, SCHEMA).await?;
+        let cache = writer::load(&mut connection, cache_bytes).await?;
+        let (queue, ops) = mpsc::channel(QUEUE);
+        let readers = sqlite::open_readers(&path, READERS);
+        let shared = Arc::new(Shared { cache: Mutex::new(cache), queue, readers, failure });
+        tokio::spawn(Writer::new(connection, Arc::downgrade(&shared), shared.failure.clone()).run(ops));
+        Ok(Log(shared))
+    }
+
+    pub fn status(&self) -> LogStatus {
+        let cache = self.0.cache.lock();
+        LogStatus { purged: cache.purged, last: cache.last.or(cache.purged) }
+    }
+
+    /// The vote as it is on disk.
+    pub fn vote(&self) -> Option<Vote> {
+        self.0.cache.lock().vote
+    }
+
+    /// Answered when it is on disk.
+    pub async fn save_vote(&self, vote: Vote) -> Result<()> {
+        let (done, written) = oneshot::channel();
+        self.send(Op::Vote { vote, done }).await?;
+        written.await.map_err(|_| Error::Closed)?
+    }
+
+    pub fn committed(&self) -> Option<LogId> {
+        self.0.cache.lock().committed
+    }
+
+    /// Remembered now, written with the next entries: after a crash it may be lower, never higher than what was
+    /// committed.
+    pub fn save_committed(&self, committed: Option<LogId>) {
+        self.0.cache.lock().committed = committed;
+    }
+
+    /// The entries can be read when this returns; `done` is called when they are on disk.
+    pub async fn append(&self, records: Vec<Record>, done: Done) -> Result<()> {
+        if records.is_empty() {
+            done(Ok(()));
+            return Ok(());
+        }
+        let entries: Vec<Cached> = records.into_iter().map(Cached::new).collect();
+        let encoded = entries.iter().map(|entry| (entry.record.id.index, entry.encoded.clone())).collect();
+        let epoch = self.0.cache.lock().append(entries)?;
+        self.send(Op::Append { entries: encoded, epoch, done }).await
+    }
+
+    /// Removes every entry after `keep`, all without it. Answered when that is on disk.
+    pub async fn truncate_after(&self, keep: Option<LogId>) -> Result<()> {
+        self.0.cache.lock().truncate_after(keep);
+        let (done, written) = oneshot::channel();
+        self.send(Op::Truncate { keep: keep.map(|id| id.index), done }).await?;
+        written.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Removes every entry up to and with `upto`, which may lie behind the last one. Answered when that is on disk.
+    pub async fn purge(&self, upto: LogId) -> Result<()> {
+        self.0.cache.lock().purge(upto);
+        let (done, written) = oneshot::channel();
+        self.send(Op::Purge { upto, done }).await?;
+        written.await.map_err(|_| Error::Closed)?
+    }
+
+    /// The entries with `start <= index < end` that there are, in order and without a hole; at least one, if there is
+    /// one, and otherwise not more than `max_bytes` of them.
+    pub async fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<Record>> {
+        let mut found: Vec<Record> = Vec::new();
+        let mut bytes = 0;
+        let mut next = start;
+        while next < end {
+            let cached_from = {
+                let cache = self.0.cache.lock();
+                next = next.max(cache.purged.map_or(0, |id| id.index + 1));
+                if cache.covers(next) {
+                    cache.read(next, end, max_bytes, &mut bytes, &mut found);
+                    return Ok(found);
+                }
+                cache.first()
+            };
+            let records = self.read_file(next, end.min(cached_from)).await?;
+            if records.first().is_none_or(|(record, _)| record.id.index != next) {
+                // Purged meanwhile, or truncated.
+                let cache = self.0.cache.lock();
+                if cache.covers(next) || cache.purged.is_some_and(|id| id.index >= next) {
+                    continue;
+                }
+                return Err(Error::damaged(format!("log entry {next} is missing")));
+            }
+            for (record, size) in records {
+                if record.id.index != next {
+                    return Err(Error::damaged(format!("log entry {next} is missing")));
+                }
+                if !found.is_empty() && bytes + size > max_bytes {
+                    return Ok(found);
+                }
+                bytes += size;
+                found.push(record);
+                next += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Entries of the first groups that reach into the range.
+    async fn read_file(&self, start: u64, end: u64) -> Result<Vec<(Record, usize)>> {
+        let rows = sqlx::query("SELECT entries FROM groups WHERE first < ? AND last >= ? ORDER BY first LIMIT ?")
+            .bind(end as i64)
+            .bind(start as i64)
+            .bind(GROUPS_PER_READ)
+            .fetch_all(&self.0.readers)
+            .await
+            .map_err(Error::sqlite("read log entries"))?;
+        let mut records = Vec::new();
+        for row in rows {
+            for entry in split_group(Bytes::copy_from_slice(row.get(0)))? {
+                let size = entry.len();
+                let record = Record::decode(entry)?;
+                if (start..end).contains(&record.id.index) {
+                    records.push((record, size));
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Writes what is queued and closes the file. Idempotent.
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.0.queue.send(Op::Close { done }).await.is_ok() {
+            // The writer drops the sender when it ends for another reason.
+            let _ = closed.await;
+        }
+        self.0.readers.close().await;
+    }
+
+    async fn send(&self, op: Op) -> Result<()> {
+        self.0.queue.send(op).await.map_err(|_| self.0.failure.get().unwrap_or(Error::Closed))
+    }
+}

@@ -1,0 +1,161 @@
+//! How this room uses SQLite: the options of its connections, statements over many rows, the version it insists on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+
+use super::error::{Error, Result};
+
+/// Rows in one statement. A statement per row costs a hop to SQLite's thread each.
+pub const ROWS: usize = 64;
+/// Statements of every size and kind stay prepared.
+const STATEMENT_CACHE: usize = 1024;
+/// How long a connection waits for another one's lock. The writers never wait for each other: one per file.
+const BUSY_DEADLINE: Duration = Duration::from_secs(10);
+/// A reader that finds every connection taken.
+const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
+/// Rows that SQLite's thread may be ahead of a reader.
+const ROW_BUFFER: usize = 1024;
+/// Pages of 4 KiB in the write-ahead log before SQLite moves them to the file.
+const CHECKPOINT_PAGES: u32 = 4096;
+/// The write-ahead log's file is cut back to this after a checkpoint.
+const WAL_KEEP_BYTES: u64 = 64 << 20;
+const WRITER_CACHE_KIB: i32 = 64 << 10;
+const READER_CACHE_KIB: i32 = 8 << 10;
+
+/// The first release without the WAL-reset bug, which silently loses committed data.
+const OLDEST: (u32, u32, u32) = (3, 51, 3);
+
+/// When a commit is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// When it is answered.
+    EveryCommit,
+    /// At the next checkpoint; until then a power cut may take the newest commits, in order.
+    Checkpoint,
+}
+
+/// Refuses an SQLite that loses data.
+pub async fn check_version() -> Result<()> {
+    let doing = "ask SQLite for its version";
+    let mut connection = SqliteConnection::connect("sqlite::memory:").await.map_err(Error::sqlite(doing))?;
+    let row = sqlx::query("SELECT sqlite_version()").fetch_one(&mut connection).await.map_err(Error::sqlite(doing))?;
+    let text: String = row.get(0);
+    connection.close().await.map_err(Error::sqlite(doing))?;
+    accept(&text)
+}
+
+fn accept(version: &str) -> Result<()> {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    if (next(), next(), next()) >= OLDEST {
+        return Ok(());
+    }
+    let (major, minor, patch) = OLDEST;
+    Err(Error::Refused(format!(
+        "SQLite {version} can lose committed data when its write-ahead log is reset; at least {major}.{minor}.{patch} is needed"
+    )))
+}
+
+/// The one connection that writes `path`, which is created when it is not there.
+pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
+    let synchronous = match sync {
+        Sync::EveryCommit => SqliteSynchronous::Full,
+        Sync::Checkpoint => SqliteSynchronous::Normal,
+    };
+    options(path, WRITER_CACHE_KIB)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(synchronous)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+        .pragma("journal_size_limit", WAL_KEEP_BYTES.to_string())
+        .connect()
+        .await
+        .map_err(Error::sqlite("open a database for writing"))
+}
+
+/// Connections that only read `path`, opened as they are needed.
+pub fn open_readers(path: &Path, most: u32) -> SqlitePool {
+    SqlitePoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(ACQUIRE_DEADLINE)
+        .test_before_acquire(false)
+        .connect_lazy_with(options(path, READER_CACHE_KIB).read_only(true))
+}
+
+/// One connection that only reads `path`.
+pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
+    options(path, READER_CACHE_KIB).read_only(true).connect().await.map_err(Error::sqlite("open a database for reading"))
+}
+
+fn options(path: &Path, cache_kib: i32) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_DEADLINE)
+        .statement_cache_capacity(STATEMENT_CACHE)
+        .row_buffer_size(ROW_BUFFER)
+        .foreign_keys(false)
+        .pragma("cache_size", (-cache_kib).to_string())
+        .pragma("temp_store", "MEMORY")
+        .disable_statement_logging()
+}
+
+/// The same statement for 1 to [`ROWS`] rows: `head`, the row as often as needed with commas between, `tail`.
+pub struct Many(Vec<Arc<str>>);
+
+impl Many {
+    pub fn new(head: &str, row: &str, tail: &str) -> Many {
+        Many((1..=ROWS).map(|rows| format!("{head}{}{tail}", vec![row; rows].join(",")).into()).collect())
+    }
+
+    /// `rows` is 1 to [`ROWS`].
+    pub fn rows(&self, rows: usize) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(self.0[rows - 1].clone())
+    }
+}
+
+/// Our version of the tables, in the file's header.
+pub async fn user_version(connection: &mut SqliteConnection) -> Result<i64> {
+    let doing = "read the format version of a database";
+    let row = sqlx::query("PRAGMA user_version").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
+    Ok(i64::from(row.get::<i32, _>(0)))
+}
+
+/// Creates the tables in an empty file; refuses one of a later version.
+pub async fn prepare(connection: &mut SqliteConnection, path: &Path, version: i64, schema: &'static str) -> Result<()> {
+    let found = user_version(connection).await?;
+    if found > version {
+        return Err(Error::Refused(format!(
+            "{} has format {found}, this version knows {version}: it was written by a later Pinfold",
+            path.display()
+        )));
+    }
+    if found == 0 {
+        sqlx::raw_sql(schema).execute(connection).await.map_err(Error::sqlite("create tables"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the SQLite we are built with is taken, one with the bug is not.
+    #[tokio::test]
+    async fn old_sqlite_is_refused() {
+        check_version().await.unwrap();
+        assert!(accept("3.51.3").is_ok() && accept("3.52.0").is_ok() && accept("4.0").is_ok());
+        assert!(accept("3.51.2").is_err() && accept("3.46.1").is_err() && accept("junk").is_err());
+    }
+
+    #[test]
+    fn many_rows_have_exact_counts() {
+        let many = Many::new("INSERT INTO t VALUES ", "(?,?)", " x");
+        assert_eq!(&*many.rows(1).0, "INSERT INTO t VALUES (?,?) x");
+        assert_eq!(&*many.rows(3).0, "INSERT INTO t VALUES (?,?),(?,?),(?,?) x");
+    }
+}

@@ -1,0 +1,115 @@
+//! Copies of the state as files: made for a peer that needs one, and received from a leader.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use sqlx::{Connection, Row};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+
+use super::writer::Op;
+use super::{Meta, State, files, rows};
+use crate::store::error::{Error, Result};
+use crate::store::sqlite;
+
+/// A file with the whole state at `meta`. Removed when dropped.
+#[derive(Debug)]
+pub struct Copy {
+    pub path: PathBuf,
+    pub meta: Meta,
+    pub size_bytes: u64,
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        files::remove(&self.path);
+    }
+}
+
+/// A copy that is being received. Removed when dropped before it is finished.
+pub struct Incoming {
+    path: Option<PathBuf>,
+    file: File,
+    size_bytes: u64,
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            files::remove(path);
+        }
+    }
+}
+
+impl State {
+    /// Copies the state while writes go on; takes a second or so per million pins.
+    pub async fn copy(&self) -> Result<Copy> {
+        let doing = "copy the state";
+        let path = files::snapshot(&self.shared.folder, "outgoing")?;
+        let mut copy = Copy { path, meta: Meta::default(), size_bytes: 0 };
+        let mut connection = sqlite::open_reader(&self.generation().path).await?;
+        let target = copy.path.to_str().ok_or_else(|| Error::Refused("the raft folder's path is not UTF-8".to_owned()))?;
+        sqlx::query("VACUUM INTO ?").bind(target).execute(&mut connection).await.map_err(Error::sqlite(doing))?;
+        connection.close().await.map_err(Error::sqlite(doing))?;
+        // How far the copy has come is what stands in the copy itself.
+        copy.meta = read_meta(&copy.path).await?;
+        copy.size_bytes = tokio::fs::metadata(&copy.path).await.map_err(Error::io(doing))?.len();
+        Ok(copy)
+    }
+
+    /// Begins to receive a copy.
+    pub async fn receive(&self) -> Result<Incoming> {
+        let path = files::snapshot(&self.shared.folder, "incoming")?;
+        let file = File::create(&path).await.map_err(Error::io("receive a snapshot"))?;
+        Ok(Incoming { path: Some(path), file, size_bytes: 0 })
+    }
+
+    /// Replaces the whole state by a copy. Readers go on with the old one until they are done.
+    pub async fn install(&self, mut copy: Copy) -> Result<Meta> {
+        let file = std::mem::take(&mut copy.path);
+        let (done, installed) = oneshot::channel();
+        self.send(Op::Install { file, done }).await?;
+        installed.await.map_err(|_| self.closed())?
+    }
+}
+
+impl Incoming {
+    pub async fn write(&mut self, data: Bytes) -> Result<()> {
+        self.size_bytes += data.len() as u64;
+        self.file.write_all(&data).await.map_err(Error::io("receive a snapshot"))
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Forces the file to disk and checks that it is a whole database of our format. An error says that the copy is
+    /// no good, or the disk; the state is as it was.
+    pub async fn finish(mut self) -> Result<Copy> {
+        let doing = "check a received snapshot";
+        self.file.flush().await.map_err(Error::io(doing))?;
+        self.file.sync_all().await.map_err(Error::io(doing))?;
+        let path = self.path.take().ok_or(Error::Closed)?;
+        let mut copy = Copy { path, meta: Meta::default(), size_bytes: self.size_bytes };
+        let mut connection = sqlite::open_reader(&copy.path).await?;
+        if sqlite::user_version(&mut connection).await? != rows::VERSION {
+            return Err(Error::Refused("the snapshot is of another format: upgrade the older peer".to_owned()));
+        }
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(Error::sqlite(doing))?;
+        let verdict: String = row.get(0);
+        if verdict != "ok" {
+            return Err(Error::damaged(format!("the received snapshot is damaged: {verdict}")));
+        }
+        copy.meta = rows::load_status(&mut connection).await?.1;
+        connection.close().await.map_err(Error::sqlite(doing))?;
+        Ok(copy)
+    }
+}
+
+async fn read_meta(path: &std::path::Path) -> Result<Meta> {
+    let mut connection = sqlite::open_reader(path).await?;
+    let (_, meta) = rows::load_status(&mut connection).await?;
+    connection.close().await.map_err(Error::sqlite("read a copy of the state"))?;
+    Ok(meta)
+}

@@ -1,0 +1,143 @@
+//! Which file is the state: `CURRENT` names it. Installing a snapshot puts the new file beside the old one, makes
+//! `CURRENT` name it, and only then removes the old one; a crash in between leaves one of the two, whole.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::store::error::{Error, Result};
+
+const CURRENT: &str = "CURRENT";
+/// Before the first snapshot is installed.
+const FIRST: &str = "state.db";
+const SNAPSHOTS: &str = "snapshots";
+/// SQLite's companions of a database file.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// The state's file. What an interrupted install or transfer left behind is removed.
+pub fn current(folder: &Path) -> Result<PathBuf> {
+    let name = match fs::read_to_string(folder.join(CURRENT)) {
+        Ok(name) => checked(name.trim())?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => FIRST.to_owned(),
+        Err(error) => return Err(Error::io("read raft/CURRENT")(error)),
+    };
+    let path = folder.join(&name);
+    if name != FIRST && !path.exists() {
+        return Err(Error::damaged(format!("raft/CURRENT names {name}, which is not there")));
+    }
+    remove_others(folder, &name)?;
+    Ok(path)
+}
+
+fn checked(name: &str) -> Result<String> {
+    if name == FIRST || generation(name).is_some() {
+        return Ok(name.to_owned());
+    }
+    Err(Error::damaged(format!("raft/CURRENT names {name:?}, which is no state file")))
+}
+
+fn generation(name: &str) -> Option<u64> {
+    name.strip_prefix("state-")?.strip_suffix(".db")?.parse().ok()
+}
+
+fn remove_others(folder: &Path, keep: &str) -> Result<()> {
+    let doing = "clean the raft folder";
+    for entry in fs::read_dir(folder).map_err(Error::io(doing))? {
+        let name = entry.map_err(Error::io(doing))?.file_name().to_string_lossy().into_owned();
+        let database = COMPANIONS.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
+        let is_state = database == FIRST || generation(database).is_some();
+        if is_state && database != keep {
+            fs::remove_file(folder.join(&name)).map_err(Error::io(doing))?;
+        }
+    }
+    let snapshots = folder.join(SNAPSHOTS);
+    if snapshots.exists() {
+        fs::remove_dir_all(&snapshots).map_err(Error::io(doing))?;
+    }
+    Ok(())
+}
+
+/// A new file for a snapshot on its way in or out; `what` says which. Removed at the next start, if not before.
+pub fn snapshot(folder: &Path, what: &str) -> Result<PathBuf> {
+    let doing = "create the snapshot folder";
+    let snapshots = folder.join(SNAPSHOTS);
+    fs::create_dir_all(&snapshots).map_err(Error::io(doing))?;
+    Ok(snapshots.join(format!("{what}-{:016x}.db", rand::random::<u64>())))
+}
+
+/// Makes `received`, whose contents are on disk, the state's file.
+pub fn adopt(folder: &Path, old: &Path, received: &Path) -> Result<PathBuf> {
+    let doing = "install a snapshot";
+    let old_generation = old.file_name().and_then(|name| generation(&name.to_string_lossy())).unwrap_or(0);
+    let name = format!("state-{}.db", old_generation + 1);
+    let path = folder.join(&name);
+    fs::rename(received, &path).map_err(Error::io(doing))?;
+    sync_folder(folder).map_err(Error::io(doing))?;
+    let pointer = folder.join("CURRENT.new");
+    let mut file = File::create(&pointer).map_err(Error::io(doing))?;
+    file.write_all(name.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io(doing))?;
+    fs::rename(&pointer, folder.join(CURRENT)).map_err(Error::io(doing))?;
+    sync_folder(folder).map_err(Error::io(doing))?;
+    Ok(path)
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Removes a database that nothing has open.
+pub fn remove(path: &Path) {
+    for suffix in [""].into_iter().chain(COMPANIONS) {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        if let Err(error) = fs::remove_file(&name)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "a database that is not needed any more could not be removed");
+        }
+    }
+}
+
+/// Forces the write-ahead log of `path` to disk. Opening that file, unlike the database itself, drops no lock of
+/// SQLite's: it keeps none there.
+pub fn sync_wal(path: &Path) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    match File::open(&name) {
+        Ok(file) => file.sync_all().map_err(Error::io("sync the write-ahead log of the state")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("open the write-ahead log of the state")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whatever moment a crash hits, exactly one whole state is found, and nothing else stays.
+    #[test]
+    fn an_install_is_there_or_not() {
+        let temporary = tempfile::TempDir::new().unwrap();
+        let folder = temporary.path();
+        assert_eq!(current(folder).unwrap(), folder.join("state.db"));
+        fs::write(folder.join("state.db"), "old").unwrap();
+        fs::write(folder.join("state.db-wal"), "old").unwrap();
+        // Crashed after the rename of the file, before that of the pointer.
+        fs::write(folder.join("state-1.db"), "half").unwrap();
+        fs::write(folder.join("log.db"), "log").unwrap();
+        assert_eq!(current(folder).unwrap(), folder.join("state.db"));
+        assert!(!folder.join("state-1.db").exists() && folder.join("state.db-wal").exists());
+
+        let received = snapshot(folder, "incoming").unwrap();
+        fs::write(&received, "new").unwrap();
+        let adopted = adopt(folder, &folder.join("state.db"), &received).unwrap();
+        assert_eq!(current(folder).unwrap(), adopted);
+        assert_eq!(fs::read_to_string(&adopted).unwrap(), "new");
+        assert!(!folder.join("state.db").exists() && !folder.join("state.db-wal").exists());
+        assert!(folder.join("log.db").exists());
+        fs::remove_file(adopted).unwrap();
+        assert!(current(folder).is_err(), "a pointer to nothing is not taken for a new peer");
+        fs::write(folder.join("CURRENT"), "../../etc/passwd").unwrap();
+        assert!(current(folder).is_err());
+    }
+}

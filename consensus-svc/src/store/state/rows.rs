@@ -1,0 +1,374 @@
+//! The rows of the state: their tables, and how the writer loads and writes many at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pinfold_proto::{storage, types};
+use prost::Message;
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::Meta;
+use crate::pinset::{KeyRange, PeerTable, View};
+use crate::store::error::{Error, Result};
+use crate::store::record::{LogId, Membership};
+use crate::store::sqlite::{Many, ROWS};
+
+pub const VERSION: i64 = 1;
+/// `pins` has a row ID of its own, so that the tree by CID carries no values: CIDs are random, and whole rows in such a
+/// tree cost two thirds of the write rate. `allocations` finds the pins of a peer, and those with something leaving;
+/// peers stand in it by a small number.
+pub const SCHEMA: &str = "
+    BEGIN;
+    CREATE TABLE status (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        applied BLOB,
+        membership BLOB,
+        cluster_id BLOB NOT NULL,
+        lineage INTEGER NOT NULL,
+        pin_count INTEGER NOT NULL,
+        pruned_minute INTEGER NOT NULL,
+        peers_index INTEGER NOT NULL
+    );
+    INSERT INTO status VALUES (1, NULL, NULL, x'', 0, 0, 0, 0);
+    CREATE TABLE pins (
+        id INTEGER PRIMARY KEY,
+        cid BLOB NOT NULL UNIQUE,
+        kind INTEGER NOT NULL,
+        expire_at INTEGER,
+        v BLOB NOT NULL
+    );
+    CREATE INDEX pins_by_expiry ON pins (expire_at) WHERE expire_at IS NOT NULL;
+    CREATE TABLE holders (slot INTEGER PRIMARY KEY, peer BLOB NOT NULL UNIQUE);
+    CREATE TABLE allocations (
+        leaving INTEGER NOT NULL,
+        holder INTEGER NOT NULL,
+        pin INTEGER NOT NULL,
+        PRIMARY KEY (leaving, holder, pin)
+    ) WITHOUT ROWID;
+    CREATE TABLE peers (node_id INTEGER PRIMARY KEY, v BLOB NOT NULL);
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE keys (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, at_seconds INTEGER NOT NULL, v BLOB NOT NULL);
+    CREATE INDEX keys_by_time ON keys (at_seconds);
+    PRAGMA user_version = 1;
+    COMMIT;
+";
+const LOADING: &str = "load the state";
+const WRITING: &str = "write the state";
+
+/// One row of `allocations`, without the pin.
+pub type Held = (bool, i64);
+
+/// What a pin's row was when the batch began.
+pub struct Loaded {
+    pub id: i64,
+    pub held: Vec<Held>,
+}
+
+pub struct Statements {
+    load_pins: Many,
+    load_keys: Many,
+    put_pins: Many,
+    delete_pins: Many,
+    put_allocations: Many,
+    delete_allocations: Many,
+    put_keys: Many,
+    delete_keys: Many,
+}
+
+impl Statements {
+    pub fn new() -> Statements {
+        Statements {
+            load_pins: Many::new("SELECT id, cid, v FROM pins WHERE cid IN (", "?", ")"),
+            load_keys: Many::new("SELECT name, v FROM keys WHERE name IN (", "?", ")"),
+            put_pins: Many::new(
+                "INSERT INTO pins (id, cid, kind, expire_at, v) VALUES ",
+                "(?,?,?,?,?)",
+                " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, expire_at = excluded.expire_at, v = excluded.v",
+            ),
+            delete_pins: Many::new("DELETE FROM pins WHERE id IN (", "?", ")"),
+            put_allocations: Many::new("INSERT INTO allocations (leaving, holder, pin) VALUES ", "(?,?,?)", ""),
+            delete_allocations: Many::new(
+                "DELETE FROM allocations WHERE (leaving, holder, pin) IN (VALUES ",
+                "(?,?,?)",
+                ")",
+            ),
+            put_keys: Many::new(
+                "INSERT INTO keys (name, at_seconds, v) VALUES ",
+                "(?,?,?)",
+                " ON CONFLICT (name) DO UPDATE SET at_seconds = excluded.at_seconds, v = excluded.v",
+            ),
+            delete_keys: Many::new("DELETE FROM keys WHERE name IN (", "?", ")"),
+        }
+    }
+}
+
+/// The rows of the tables with many rows, by way of one connection.
+pub struct Rows {
+    pub connection: SqliteConnection,
+    pub statements: Arc<Statements>,
+    slots: HashMap<Vec<u8>, i64>,
+    next_pin: i64,
+}
+
+impl Rows {
+    /// Reads what is kept in memory: the slots of holders and the next row ID.
+    pub async fn open(mut connection: SqliteConnection, statements: Arc<Statements>) -> Result<Rows> {
+        let mut slots = HashMap::new();
+        let found = sqlx::query("SELECT slot, peer FROM holders").fetch_all(&mut connection).await;
+        for row in found.map_err(Error::sqlite(LOADING))? {
+            slots.insert(row.get(1), row.get(0));
+        }
+        let max = sqlx::query("SELECT coalesce(max(id), 0) FROM pins").fetch_one(&mut connection).await;
+        let next_pin = max.map_err(Error::sqlite(LOADING))?.get::<i64, _>(0) + 1;
+        Ok(Rows { connection, statements, slots, next_pin })
+    }
+
+    pub fn next_pin(&mut self) -> i64 {
+        self.next_pin += 1;
+        self.next_pin - 1
+    }
+
+    /// Loads the rows of `cids` that are not in the view yet; those that do not exist become `None`.
+    pub async fn load_pins(
+        &mut self,
+        view: &mut View,
+        loaded: &mut HashMap<Vec<u8>, Loaded>,
+        cids: Vec<Vec<u8>>,
+    ) -> Result<()> {
+        for chunk in cids.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.load_pins.rows(chunk.len()));
+            for cid in chunk {
+                query = query.bind(cid.as_slice());
+            }
+            for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
+                let pin = decode_pin(row.get(2))?;
+                let held = self.known_held(&pin)?;
+                let cid: Vec<u8> = row.get(1);
+                loaded.insert(cid.clone(), Loaded { id: row.get(0), held });
+                view.pins.insert(cid, Some(Arc::new(pin)));
+            }
+        }
+        for cid in cids {
+            view.pins.entry(cid).or_insert(None);
+        }
+        Ok(())
+    }
+
+    pub async fn load_keys(&mut self, view: &mut View, keys: Vec<Vec<u8>>) -> Result<()> {
+        for chunk in keys.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.load_keys.rows(chunk.len()));
+            for key in chunk {
+                query = query.bind(key.as_slice());
+            }
+            for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
+                let stored = decode(row.get(1), "an outcome")?;
+                view.keys.insert(row.get(0), Some(stored));
+            }
+        }
+        for key in keys {
+            view.keys.entry(key).or_insert(None);
+        }
+        Ok(())
+    }
+
+    fn known_held(&self, pin: &types::Pin) -> Result<Vec<Held>> {
+        let slot = |peer: &Vec<u8>| {
+            self.slots.get(peer).copied().ok_or_else(|| Error::damaged("state: a holder of a pin has no slot"))
+        };
+        let allocated = pin.allocations.iter().map(|peer| Ok((false, slot(peer)?)));
+        let leaving = pin.leaving.iter().map(|peer| Ok((true, slot(peer)?)));
+        allocated.chain(leaving).collect()
+    }
+
+    /// As [`Rows::known_held`], giving a slot to a peer that had none.
+    pub async fn held(&mut self, pin: &types::Pin) -> Result<Vec<Held>> {
+        for peer in pin.allocations.iter().chain(&pin.leaving) {
+            if self.slots.contains_key(peer) {
+                continue;
+            }
+            let slot = self.slots.len() as i64;
+            sqlx::query("INSERT INTO holders (slot, peer) VALUES (?, ?)")
+                .bind(slot)
+                .bind(peer.as_slice())
+                .execute(&mut self.connection)
+                .await
+                .map_err(Error::sqlite(WRITING))?;
+            self.slots.insert(peer.clone(), slot);
+        }
+        self.known_held(pin)
+    }
+
+    pub async fn put_pins(&mut self, pins: &[(i64, Arc<types::Pin>)]) -> Result<()> {
+        for chunk in pins.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.put_pins.rows(chunk.len()));
+            for (id, pin) in chunk {
+                let expire_at = pin.options.as_ref().map(|options| options.expire_at_seconds).filter(|at| *at != 0);
+                query = query.bind(*id).bind(pin.cid.as_slice()).bind(pin.r#type).bind(expire_at).bind(pin.encode_to_vec());
+            }
+            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        }
+        Ok(())
+    }
+
+    pub async fn delete_pins(&mut self, ids: &[i64]) -> Result<()> {
+        for chunk in ids.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.delete_pins.rows(chunk.len()));
+            for id in chunk {
+                query = query.bind(*id);
+            }
+            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        }
+        Ok(())
+    }
+
+    pub async fn put_allocations(&mut self, rows: &[(Held, i64)]) -> Result<()> {
+        let statements = self.statements.clone();
+        self.change_allocations(&statements.put_allocations, rows).await
+    }
+
+    pub async fn delete_allocations(&mut self, rows: &[(Held, i64)]) -> Result<()> {
+        let statements = self.statements.clone();
+        self.change_allocations(&statements.delete_allocations, rows).await
+    }
+
+    async fn change_allocations(&mut self, statement: &Many, rows: &[(Held, i64)]) -> Result<()> {
+        for chunk in rows.chunks(ROWS) {
+            let mut query = sqlx::query(statement.rows(chunk.len()));
+            for ((leaving, holder), pin) in chunk {
+                query = query.bind(i64::from(*leaving)).bind(*holder).bind(*pin);
+            }
+            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        }
+        Ok(())
+    }
+
+    pub async fn prune_keys(&mut self, range: KeyRange) -> Result<()> {
+        sqlx::query("DELETE FROM keys WHERE at_seconds < ? OR at_seconds > ?")
+            .bind(range.from_seconds)
+            .bind(range.to_seconds)
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+
+    pub async fn put_keys(&mut self, keys: &[(&Vec<u8>, &storage::StoredOutcome)]) -> Result<()> {
+        for chunk in keys.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.put_keys.rows(chunk.len()));
+            for (key, stored) in chunk {
+                query = query.bind(key.as_slice()).bind(stored.at_seconds).bind(stored.encode_to_vec());
+            }
+            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        }
+        Ok(())
+    }
+
+    pub async fn delete_keys(&mut self, keys: &[&Vec<u8>]) -> Result<()> {
+        for chunk in keys.chunks(ROWS) {
+            let mut query = sqlx::query(self.statements.delete_keys.rows(chunk.len()));
+            for key in chunk {
+                query = query.bind(key.as_slice());
+            }
+            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        }
+        Ok(())
+    }
+
+    pub async fn put_peer(&mut self, row: &types::Peer) -> Result<()> {
+        let sql = "INSERT INTO peers (node_id, v) VALUES (?, ?) ON CONFLICT (node_id) DO UPDATE SET v = excluded.v";
+        sqlx::query(sql)
+            // Two's complement: node IDs of joiners have the top bit.
+            .bind(row.node_id as i64)
+            .bind(row.encode_to_vec())
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+
+    pub async fn put_setting(&mut self, name: &str, value: Option<&str>) -> Result<()> {
+        let query = match value {
+            Some(value) => {
+                let sql = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+                sqlx::query(sql).bind(name).bind(value)
+            }
+            None => sqlx::query("DELETE FROM settings WHERE name = ?").bind(name),
+        };
+        query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+
+    /// Begins the transaction; one hop for both, as every batch needs both.
+    pub async fn begin(&mut self, applied: LogId, view: &View) -> Result<()> {
+        let sql = "BEGIN IMMEDIATE; UPDATE status SET applied = ?, cluster_id = ?, lineage = ?, pin_count = ?, \
+                   pruned_minute = ?, peers_index = ? WHERE id = 1";
+        sqlx::query(sql)
+            .bind(applied.to_proto().encode_to_vec())
+            .bind(view.cluster_id.as_slice())
+            .bind(view.lineage as i64)
+            .bind(view.pin_count as i64)
+            .bind(view.pruned_minute)
+            .bind(view.peers.index as i64)
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+
+    pub async fn put_membership(&mut self, membership: &Membership) -> Result<()> {
+        let stored = storage::StoredMembership {
+            log_id: membership.log_id.map(LogId::to_proto),
+            membership: Some(membership.membership.as_ref().clone()),
+        };
+        sqlx::query("UPDATE status SET membership = ? WHERE id = 1")
+            .bind(stored.encode_to_vec())
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+
+    pub async fn commit(&mut self) -> Result<()> {
+        sqlx::query("COMMIT").execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        Ok(())
+    }
+}
+
+/// What is kept in memory for good: the peerset, the settings, the counters; and how far the state has come.
+pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Meta)> {
+    let sql = "SELECT applied, membership, cluster_id, lineage, pin_count, pruned_minute, peers_index FROM status";
+    let row = sqlx::query(sql).fetch_one(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
+    let applied = row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
+    let membership =
+        row.get::<Option<&[u8]>, _>(1).map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership")).transpose()?;
+    let mut view = View {
+        cluster_id: row.get(2),
+        lineage: row.get::<i64, _>(3) as u64,
+        pin_count: row.get::<i64, _>(4) as u64,
+        pruned_minute: row.get(5),
+        peers: PeerTable { index: row.get::<i64, _>(6) as u64, ..PeerTable::default() },
+        ..View::default()
+    };
+    for row in sqlx::query("SELECT v FROM peers").fetch_all(&mut *connection).await.map_err(Error::sqlite(LOADING))? {
+        let peer: types::Peer = decode(row.get(0), "a peer")?;
+        view.peers.rows.insert(peer.node_id, peer);
+    }
+    let settings = sqlx::query("SELECT name, value FROM settings").fetch_all(&mut *connection).await;
+    for row in settings.map_err(Error::sqlite(LOADING))? {
+        view.settings.insert(row.get(0), row.get(1));
+    }
+    let membership = membership.map_or_else(Membership::default, |stored| Membership {
+        log_id: stored.log_id.as_ref().map(LogId::from_proto),
+        membership: Arc::new(stored.membership.unwrap_or_default()),
+    });
+    Ok((view, Meta { applied: applied.as_ref().map(LogId::from_proto), membership }))
+}
+
+pub fn decode_pin(bytes: &[u8]) -> Result<types::Pin> {
+    decode(bytes, "a pin")
+}
+
+pub fn decode<M: Message + Default>(bytes: &[u8], what: &str) -> Result<M> {
+    M::decode(bytes).map_err(|error| Error::damaged(format!("state: decode {what}: {error}")))
+}

@@ -1,0 +1,272 @@
+//! The one task that writes the state: batches of committed entries, checkpoints, installs.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sqlx::{Connection, Row};
+use tokio::sync::{mpsc, oneshot};
+
+use super::rows::{self, Held, Loaded, Rows};
+use super::{Facts, Generation, Meta, Shared, files};
+use crate::pinset::{self, Dirty, Outcome, View};
+use crate::store::error::{Error, Result};
+use crate::store::record::{Membership, Payload, Record};
+use crate::store::sqlite::{self, Sync};
+
+pub enum Op {
+    /// Answered when committed, with the outcome of each command.
+    Apply { records: Vec<Record>, done: oneshot::Sender<Result<Vec<Option<Outcome>>>> },
+    /// Answered when everything applied before is on disk.
+    Checkpoint { done: oneshot::Sender<Result<Meta>> },
+    /// Replaces the state by the file, whose contents are on disk.
+    Install { file: PathBuf, done: oneshot::Sender<Result<Meta>> },
+    Close { done: oneshot::Sender<()> },
+}
+
+pub struct Writer {
+    pub rows: Rows,
+    pub view: View,
+    pub meta: Meta,
+    pub path: PathBuf,
+    pub shared: Arc<Shared>,
+}
+
+impl Writer {
+    pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
+        while let Some(op) = ops.recv().await {
+            let ended = match op {
+                Op::Apply { records, done } => {
+                    let result = self.apply(&records).await;
+                    self.answer(done, result)
+                }
+                Op::Checkpoint { done } => {
+                    let result = self.checkpoint().await;
+                    self.answer(done, result)
+                }
+                Op::Install { file, done } => match self.install(file).await {
+                    Ok(writer) => {
+                        self = writer;
+                        let meta = self.meta.clone();
+                        self.answer(done, Ok(meta))
+                    }
+                    Err((shared, error)) => {
+                        shared.failure.set(&error);
+                        let _ = done.send(Err(error));
+                        return;
+                    }
+                },
+                Op::Close { done } => {
+                    self.close().await;
+                    let _ = done.send(());
+                    return;
+                }
+            };
+            if ended {
+                return;
+            }
+        }
+        self.close().await;
+    }
+
+    /// Whether that was the end: after an error, nobody knows what this connection's transaction holds.
+    fn answer<T>(&self, done: oneshot::Sender<Result<T>>, result: Result<T>) -> bool {
+        let failed = result.as_ref().err().cloned();
+        if let Some(error) = &failed {
+            self.shared.failure.set(error);
+        }
+        // The caller may have given up; what was written stands.
+        let _ = done.send(result);
+        failed.is_some()
+    }
+
+    /// One transaction for the batch: load the rows it names, decide entry by entry, write what changed.
+    async fn apply(&mut self, records: &[Record]) -> Result<Vec<Option<Outcome>>> {
+        let Some(last) = records.last().map(|record| record.id) else { return Ok(Vec::new()) };
+        self.check_order(records)?;
+        let mut loaded = HashMap::new();
+        let (cids, keys) = named(records);
+        self.rows.load_pins(&mut self.view, &mut loaded, cids).await?;
+        self.rows.load_keys(&mut self.view, keys).await?;
+
+        let mut outcomes = Vec::with_capacity(records.len());
+        let mut membership = None;
+        for record in records {
+            let index = record.id.index;
+            outcomes.push(match &record.payload {
+                Payload::Blank => None,
+                Payload::Command(proposal) => Some(pinset::apply(&mut self.view, index, &proposal.command)?),
+                Payload::Membership(made) => {
+                    let voters: BTreeSet<u64> = made.configs.iter().flat_map(|set| set.ids.iter().copied()).collect();
+                    pinset::apply_membership(&mut self.view, index, &voters);
+                    membership = Some(Membership { log_id: Some(record.id), membership: made.clone() });
+                    None
+                }
+            });
+        }
+
+        let dirty = self.view.take_dirty();
+        self.rows.begin(last, &self.view).await?;
+        self.write(&dirty, loaded).await?;
+        if let Some(membership) = membership {
+            self.rows.put_membership(&membership).await?;
+            self.meta.membership = membership;
+        }
+        self.rows.commit().await?;
+        self.meta.applied = Some(last);
+        self.view.forget_rows();
+        self.publish(dirty);
+        Ok(outcomes)
+    }
+
+    /// Entries are applied once and in order.
+    fn check_order(&self, records: &[Record]) -> Result<()> {
+        let mut before = self.meta.applied.map(|id| id.index);
+        for record in records {
+            if before.is_some_and(|before| record.id.index <= before) {
+                return Err(Error::damaged(format!("apply entry {}: already applied", record.id.index)));
+            }
+            before = Some(record.id.index);
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, dirty: &Dirty, mut loaded: HashMap<Vec<u8>, Loaded>) -> Result<()> {
+        let mut puts = Vec::new();
+        let mut deletes = Vec::new();
+        let mut freed: Vec<(Held, i64)> = Vec::new();
+        let mut taken: Vec<(Held, i64)> = Vec::new();
+        for cid in &dirty.pins {
+            let now = self.view.pins.get(cid).cloned().flatten();
+            let before = loaded.remove(cid);
+            let held_before = before.as_ref().map_or(&[] as &[Held], |row| &row.held);
+            let (id, held) = match (&now, &before) {
+                (None, None) => continue,
+                (None, Some(row)) => {
+                    deletes.push(row.id);
+                    (row.id, Vec::new())
+                }
+                (Some(pin), row) => {
+                    let id = row.as_ref().map_or_else(|| self.rows.next_pin(), |row| row.id);
+                    puts.push((id, pin.clone()));
+                    (id, self.rows.held(pin).await?)
+                }
+            };
+            freed.extend(held_before.iter().filter(|row| !held.contains(row)).map(|row| (*row, id)));
+            taken.extend(held.iter().filter(|row| !held_before.contains(row)).map(|row| (*row, id)));
+        }
+        // In the order of the tree, so that neighbours land on the same page.
+        freed.sort_unstable();
+        taken.sort_unstable();
+        self.rows.delete_allocations(&freed).await?;
+        self.rows.delete_pins(&deletes).await?;
+        self.rows.put_pins(&puts).await?;
+        self.rows.put_allocations(&taken).await?;
+        self.write_others(dirty).await
+    }
+
+    async fn write_others(&mut self, dirty: &Dirty) -> Result<()> {
+        for range in &dirty.prune_keys {
+            self.rows.prune_keys(*range).await?;
+        }
+        let known = |key| self.view.keys.get(key).and_then(Option::as_ref);
+        let written: Vec<_> = dirty.keys.iter().filter_map(|key| known(key).map(|stored| (key, stored))).collect();
+        let gone: Vec<_> = dirty.keys.iter().filter(|key| known(*key).is_none()).collect();
+        self.rows.put_keys(&written).await?;
+        self.rows.delete_keys(&gone).await?;
+        for row in dirty.peers.iter().filter_map(|node| self.view.peers.rows.get(node)) {
+            self.rows.put_peer(row).await?;
+        }
+        for name in &dirty.settings {
+            self.rows.put_setting(name, self.view.settings.get(name).map(String::as_str)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells everybody what is committed now; the index last, because it promises the rest.
+    fn publish(&self, dirty: Dirty) {
+        let applied = self.meta.applied.map_or(0, |id| id.index);
+        let facts = self.shared.facts.borrow().clone();
+        let has_facts = !dirty.peers.is_empty()
+            || !dirty.settings.is_empty()
+            || facts.cluster_id != self.view.cluster_id
+            || facts.lineage != self.view.lineage
+            || facts.peers.index != self.view.peers.index;
+        if has_facts {
+            self.shared.facts.send_replace(Arc::new(Facts::of(&self.view)));
+        }
+        *self.shared.meta.lock() = self.meta.clone();
+        self.shared.pin_count.store(self.view.pin_count, std::sync::atomic::Ordering::Release);
+        self.shared.recent.advance(dirty.changes, applied);
+        self.shared.applied.send_replace(applied);
+    }
+
+    /// Everything applied so far is on disk when this returns: only then may the log forget it.
+    async fn checkpoint(&mut self) -> Result<Meta> {
+        let row = sqlx::query("PRAGMA wal_checkpoint(FULL)")
+            .fetch_one(&mut self.rows.connection)
+            .await
+            .map_err(Error::sqlite("checkpoint the state"))?;
+        let is_blocked = row.get::<i64, _>(0) != 0;
+        if is_blocked {
+            // A reader holds an old page back. The write-ahead log itself is enough, once it is synced.
+            let path = self.path.clone();
+            tokio::task::spawn_blocking(move || files::sync_wal(&path)).await.map_err(|_| Error::Closed)??;
+        }
+        Ok(self.meta.clone())
+    }
+
+    async fn install(self, file: PathBuf) -> Result<Writer, (Arc<Shared>, Error)> {
+        let shared = self.shared.clone();
+        self.replace(file).await.map_err(|error| (shared, error))
+    }
+
+    async fn replace(self, file: PathBuf) -> Result<Writer> {
+        let Writer { rows: Rows { connection, statements, .. }, path: old, shared, .. } = self;
+        connection.close().await.map_err(Error::sqlite("close the old state"))?;
+        let folder = shared.folder.clone();
+        let previous = old.clone();
+        let adopted = tokio::task::spawn_blocking(move || files::adopt(&folder, &previous, &file));
+        let path = adopted.await.map_err(|_| Error::Closed)??;
+
+        let mut connection = sqlite::open_writer(&path, Sync::Checkpoint).await?;
+        sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
+        let (view, meta) = rows::load_status(&mut connection).await?;
+        let rows = Rows::open(connection, statements).await?;
+        let before = std::mem::replace(&mut *shared.generation.write(), Arc::new(Generation::open(&path)));
+        tokio::spawn(async move {
+            // Waits for the readers that are still at it.
+            before.readers.close().await;
+            let _ = tokio::task::spawn_blocking(move || files::remove(&old)).await;
+        });
+        let applied = meta.applied.map_or(0, |id| id.index);
+        *shared.meta.lock() = meta.clone();
+        shared.pin_count.store(view.pin_count, std::sync::atomic::Ordering::Release);
+        shared.recent.restart(applied);
+        shared.facts.send_replace(Arc::new(Facts::of(&view)));
+        shared.applied.send_replace(applied);
+        Ok(Writer { rows, view, meta, path, shared })
+    }
+
+    async fn close(mut self) {
+        if let Err(error) = self.checkpoint().await {
+            tracing::warn!(%error, "the state was closed without a checkpoint; the log still has what it needs");
+        }
+        if let Err(error) = self.rows.connection.close().await {
+            tracing::warn!(%error, "closing the state failed");
+        }
+    }
+}
+
+/// The rows that the batch needs, each once.
+fn named(records: &[Record]) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let mut cids = BTreeSet::new();
+    let mut keys = BTreeSet::new();
+    for record in records {
+        if let Payload::Command(proposal) = &record.payload {
+            cids.extend(pinset::cids_of(&proposal.command));
+            keys.extend(pinset::keys_of(&proposal.command));
+        }
+    }
+    (cids.into_iter().collect(), keys.into_iter().collect())
+}
