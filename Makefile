@@ -1,0 +1,24 @@
+# Four targets: make up, make check, make test, make bench.
+
+.PHONY: up check test bench
+CARGO ?= cargo
+
+# A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
+up:
+	$(CARGO) build --workspace --bins
+	target/debug/ctl up --peers 3 $(UP)
+
+# What a machine can find without running anything.
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# Everything, on a fresh clone: unit tests, clusters of real processes, the compose file where there is a Docker.
+test:
+	$(CARGO) build --workspace --bins
+	tests/run.sh $(CARGO)
+
+# Figures and ratios with pass or fail; API=http://host:port runs the REST part against any cluster of that API.
+bench:
+	$(CARGO) build --release --workspace --bins
+	target/release/bench $(if $(API),--api $(API)) $(BENCH)

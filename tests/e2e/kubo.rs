@@ -1,0 +1,62 @@
+//! The same job with a real Kubo beside each peer.
+
+use ctl::local::cluster::Ipfs;
+use pinfold_common::json::AddedJson;
+use pinfold_tests::cluster::{TestCluster, eventually};
+use pinfold_tests::{content, kubo};
+
+use crate::pinning::{holders, settled};
+
+/// Reads from one daemon what it has itself, fetching nothing.
+async fn cat(cluster: &TestCluster, index: usize, cid: &str) -> Result<Vec<u8>, String> {
+    let node = cluster.config(index).multiaddr("ipfs_connector.ipfshttp.node_multiaddress").unwrap();
+    let authority = pinfold_common::address::host_port(&node).unwrap();
+    let url = format!("http://{authority}/api/v0/cat?arg={cid}&offline=true");
+    let client = reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build().unwrap();
+    let response = client.post(url).send().await.map_err(|error| error.to_string())?;
+    if response.status() != 200 {
+        return Err(response.text().await.unwrap_or_default());
+    }
+    response.bytes().await.map(|bytes| bytes.to_vec()).map_err(|error| error.to_string())
+}
+
+/// Goal: content added through the cluster lies on the Kubo daemons of the allocated peers, byte for byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_add_and_read_back_from_each_holder() {
+    if !kubo::is_here("kubo_add_and_read_back_from_each_holder") {
+        return;
+    }
+    let cluster = TestCluster::with(3, Ipfs::StartKubo, Vec::new()).await;
+    let data = content::bytes(4, 3_000_001);
+    let answer = cluster.rest(0).add("", vec![("three.bin", data.clone())]).await;
+    let cid = answer.lines::<AddedJson>().pop().unwrap_or_else(|| panic!("{}", answer.body)).cid.unwrap();
+    settled(&cluster, 1, &cid, 2).await;
+    let pin = cluster.rest(2).allocations().await.remove(&cid).unwrap();
+    for index in holders(&cluster, &pin.allocations.unwrap()) {
+        assert!(cat(&cluster, index, &cid).await.unwrap() == data);
+    }
+}
+
+/// Goal: content that one daemon has is pinned by the others over bitswap: the cluster connected their swarms.
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_pins_by_bitswap() {
+    if !kubo::is_here("kubo_pins_by_bitswap") {
+        return;
+    }
+    let cluster = TestCluster::with(3, Ipfs::StartKubo, Vec::new()).await;
+    let data = content::bytes(5, 2_000_000);
+    let answer = cluster.rest(1).add("replication=1&local=true&cid-version=1", vec![("one.bin", data.clone())]).await;
+    let cid = answer.lines::<AddedJson>().pop().unwrap_or_else(|| panic!("{}", answer.body)).cid.unwrap();
+    settled(&cluster, 1, &cid, 1).await;
+    assert_eq!(cluster.rest(0).post(&format!("/pins/{cid}?replication=-1")).await.status, 200);
+    settled(&cluster, 0, &cid, 3).await;
+    for index in 0..3 {
+        assert!(cat(&cluster, index, &cid).await.unwrap() == data);
+    }
+    assert_eq!(cluster.rest(2).delete(&format!("/pins/{cid}")).await.status, 200);
+    eventually("unpinned by every daemon", || async {
+        let status = cluster.rest(0).status(&cid).await;
+        status.peer_map.values().all(|peer| peer.status == "unpinned").then_some(())
+    })
+    .await;
+}
