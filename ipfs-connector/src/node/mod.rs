@@ -7,6 +7,8 @@
 pub mod embedded;
 mod error;
 pub mod kubo;
+mod task_stream;
+pub mod verify;
 
 use std::time::Duration;
 
