@@ -8,13 +8,17 @@ fn dependencies(room: &str) -> Vec<String> {
     let manifest = std::fs::read_to_string(root().join(room).join("Cargo.toml")).unwrap();
     let lines = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
     let lines = lines.take_while(|line| !line.starts_with('['));
-    lines.filter_map(|line| line.split(['.', ' ', '=']).next().map(str::to_owned)).filter(|name| !name.is_empty()).collect()
+    lines
+        .filter_map(|line| line.split(['.', ' ', '=']).next().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 /// Goal: proto ← common ← services, ctl ← tests; services never depend on each other.
 #[test]
 fn crates_depend_in_one_direction() {
-    let ours = ["pinfold-proto", "pinfold-common", "consensus-svc", "monitor-svc", "ipfs-connector", "api-gateway", "ctl"];
+    let ours =
+        ["pinfold-proto", "pinfold-common", "consensus-svc", "monitor-svc", "ipfs-connector", "api-gateway", "ctl"];
     let allowed = |room: &str| -> &[&str] {
         match room {
             "proto" => &[],
@@ -70,8 +74,17 @@ fn pure_files_are_pure() {
         "monitor-svc/src/allocator",
         "ipfs-connector/src/tracker/reconcile",
     ];
-    let forbidden =
-        ["async ", ".await", "Instant::now", "SystemTime::now", "Timestamp::now", "rand::", "std::fs", "tokio::", "std::net"];
+    let forbidden = [
+        "async ",
+        ".await",
+        "Instant::now",
+        "SystemTime::now",
+        "Timestamp::now",
+        "rand::",
+        "std::fs",
+        "tokio::",
+        "std::net",
+    ];
     let mut seen = 0;
     for room in SERVICES {
         for (file, text) in sources(&format!("{room}/src")) {

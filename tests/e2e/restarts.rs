@@ -24,11 +24,8 @@ async fn all_there(cluster: &TestCluster, cids: &[String]) {
     for index in 0..cluster.len() {
         eventually(&format!("{} pins on peer {index}", cids.len()), || async {
             let answer = cluster.rest(index).send("GET", "/allocations").await.ok()?;
-            let here: std::collections::BTreeSet<String> = answer
-                .lines::<pinfold_common::json::PinJson>()
-                .into_iter()
-                .filter_map(|pin| pin.cid)
-                .collect();
+            let here: std::collections::BTreeSet<String> =
+                answer.lines::<pinfold_common::json::PinJson>().into_iter().filter_map(|pin| pin.cid).collect();
             cids.iter().all(|cid| here.contains(cid)).then_some(())
         })
         .await;

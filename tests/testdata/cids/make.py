@@ -198,6 +198,16 @@ def directory_vectors(folder):
     return vectors
 
 
+def car_file(folder):
+    """A small directory as Kubo exports it: raw leaves, file and directory nodes, a sub-directory."""
+    root = os.path.join(folder, "car")
+    build_tree(root, [entry("top/a", "file", seed=1, bytes=150), entry("top/sub/b", "file", seed=2, bytes=20)])
+    cid = ipfs("add", "-Q", "-r", *flags(options(1, chunker="size-64")), os.path.join(root, "top")).strip()
+    exported = subprocess.run(["ipfs", "dag", "export", "--progress=false", cid], check=True, stdout=subprocess.PIPE)
+    with open(os.path.join(HERE, "small.car"), "wb") as out:
+        out.write(exported.stdout)
+
+
 def write_json(name, vectors):
     with open(os.path.join(HERE, name), "w") as out:
         out.write("[\n" + ",\n".join(json.dumps(vector, ensure_ascii=False) for vector in vectors) + "\n]\n")
@@ -209,6 +219,7 @@ def main():
         ipfs("init")
         ipfs("config", "--json", "Import.UnixFSHAMTDirectorySizeEstimation", '"links"')
         ipfs("config", "--json", "Import.UnixFSHAMTDirectorySizeThreshold", '"256KiB"')
+        car_file(folder)
         write_json("trees.json", tree_vectors(folder))
         write_json("directories.json", directory_vectors(folder))
         write_json("files.json", file_vectors(folder))

@@ -1,0 +1,56 @@
+//! `make bench`: what the cluster does on this machine, as figures and ratios, with pass or fail where there is a goal.
+//! Everything of one run is measured on the same disk in the same minutes, beside what that disk can do at all.
+
+mod disk;
+mod load;
+mod machine;
+mod ours;
+mod report;
+mod rest;
+
+use clap::Parser;
+
+use report::Report;
+
+/// Measures a cluster of this build, or any that speaks the same REST API.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// Measure this API instead of our own clusters: http://host:port; the pins it makes are removed again
+    #[arg(long)]
+    api: Option<String>,
+    /// Seconds for each figure
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// Items in the pinset for lists, status, memory and restart
+    #[arg(long, default_value_t = 100_000)]
+    items: usize,
+    /// MiB of the file that is added
+    #[arg(long, default_value_t = 256)]
+    add_mib: usize,
+    /// A file that an earlier `--api` run wrote: ratios to it are printed, and are the goals
+    #[arg(long)]
+    baseline: Option<std::path::PathBuf>,
+    /// Write the figures here, as JSON
+    #[arg(long)]
+    save: Option<std::path::PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    let mut report = Report::new(arguments.baseline.as_deref());
+    machine::describe();
+    let outcome = match &arguments.api {
+        Some(api) => rest::run(&mut report, api, &arguments).await,
+        None => ours::run(&mut report, &arguments).await,
+    };
+    if let Some(path) = &arguments.save {
+        report.save(path);
+    }
+    if let Err(error) = outcome {
+        eprintln!("bench: {error}");
+        return std::process::ExitCode::from(2);
+    }
+    report.finish()
+}

@@ -1,0 +1,334 @@
+//! Our own clusters: one and three peers, over REST and gRPC, one by one and in batches; lists, memory, restart, the gap
+//! when the leader dies.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ctl::local::cluster::{Cluster, Ipfs, Options, PortPlan};
+use ctl::local::service::Tell;
+use pinfold_common::channel::MAX_MESSAGE_BYTES;
+use pinfold_common::ids::parse_cid;
+use pinfold_common::pin::PinRequest;
+use pinfold_common::tls::Room;
+use pinfold_proto::{api, types};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Arguments;
+use crate::load::{Http, closed_loop};
+use crate::machine::resident_bytes;
+use crate::report::Report;
+use crate::rest::{self, CLIENTS, Failed, fresh_cid};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const BATCH: u64 = 100;
+
+pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Failed> {
+    report.mark_ours();
+    let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
+    let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
+    for peers in [1u16, 3] {
+        let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
+        one_size(report, &cluster, peers, rate, arguments).await?;
+        cluster.stop().await;
+    }
+    Ok(())
+}
+
+async fn start(folder: std::path::PathBuf, peers: u16) -> Result<Cluster, Failed> {
+    let options = Options {
+        folder,
+        peers,
+        ipfs: Ipfs::Embedded { gateways: Vec::new() },
+        replication: None,
+        ports: PortPlan::Free,
+        programs: pinfold_tests::cluster::programs(),
+        settings: Vec::new(),
+    };
+    let tell: Tell = Arc::new(|service, sentence| eprintln!("{service}: {sentence}"));
+    let cluster = Cluster::start(options, tell).await?;
+    cluster.wait_ready(PATIENCE, |_, _| {}).await?;
+    Ok(cluster)
+}
+
+async fn one_size(
+    report: &mut Report,
+    cluster: &Cluster,
+    peers: u16,
+    fdatasync: f64,
+    arguments: &Arguments,
+) -> Result<(), Failed> {
+    let leader = leader(cluster).await;
+    let authority = cluster.peers[leader].api.clone();
+    memory(report, cluster, &format!("memory.{peers}.empty"), "Memory of the four services, before");
+    rest::pins(report, &peers.to_string(), std::slice::from_ref(&authority), arguments.seconds).await;
+    let counter = Arc::new(AtomicU64::new(1 << 50));
+    grpc(report, &authority, peers, arguments.seconds, &counter).await?;
+    batches(report, &authority, peers, arguments.seconds, &counter).await?;
+    let single = report.get(&format!("rest.pins.{peers}.1")).unwrap_or(0.0);
+    report.figure(&format!("ratio.fdatasync.{peers}"), "1 client over fdatasync", single / fdatasync, "x");
+    if peers == 1 {
+        return Ok(());
+    }
+    spread_over_gateways(report, cluster, arguments.seconds).await;
+    rest::fill(&authority, arguments.items).await?;
+    all_have_the_same(report, cluster).await?;
+    rest::lists(report, &authority).await;
+    goals_of_lists(report);
+    let total = memory(report, cluster, "memory.3.full", "Memory of the four services, after");
+    let (reference, source) = report.reference("memory.original", 320e6);
+    let detail = format!("{:.0} MB against {:.0} MB ({source})", total / 1e6, reference / 1e6);
+    report.goal("a quarter of the original's memory, per peer", total <= reference / 4.0, &detail);
+    rest::add(report, &authority, arguments.add_mib).await?;
+    gap(report, cluster).await?;
+    restart(report, cluster).await
+}
+
+async fn leader(cluster: &Cluster) -> usize {
+    for (index, peer) in cluster.peers.iter().enumerate() {
+        if let Ok(mut client) = cluster_client(&peer.api)
+            && let Ok(reply) = client.id(api::IdRequest {}).await
+            && reply.into_inner().role == "leader"
+        {
+            return index;
+        }
+    }
+    0
+}
+
+fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{authority}"))?.tcp_nodelay(true).connect_lazy())
+}
+
+fn cluster_client(authority: &str) -> Result<api::cluster_client::ClusterClient<Channel>, tonic::transport::Error> {
+    Ok(api::cluster_client::ClusterClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn pins_client(authority: &str) -> Result<api::pins_client::PinsClient<Channel>, tonic::transport::Error> {
+    Ok(api::pins_client::PinsClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn request(number: u64) -> types::PinRequest {
+    let cid = parse_cid(&fresh_cid(number)).expect("a CID made here");
+    PinRequest::new(cid).into()
+}
+
+async fn grpc(
+    report: &mut Report,
+    authority: &str,
+    peers: u16,
+    seconds: u64,
+    counter: &Arc<AtomicU64>,
+) -> Result<(), Failed> {
+    report.section(&format!("gRPC Pins.Pin, {peers} peers"));
+    for clients in CLIENTS {
+        let stubs: Result<Vec<_>, _> = (0..clients.min(8)).map(|_| pins_client(authority)).collect();
+        let stubs = Arc::new(stubs?);
+        let outcome = closed_loop(clients, Duration::from_secs(seconds), counter, move |client, number| {
+            let mut stub = stubs[client % stubs.len()].clone();
+            async move {
+                let item = api::PinItem { request: Some(request(number)), request_key: Vec::new() };
+                stub.pin(item).await.is_ok()
+            }
+        })
+        .await;
+        report.figure(&format!("grpc.pins.{peers}.{clients}"), &format!("{clients} clients"), outcome.rate(), "pins/s");
+        println!(
+            "    p50 {:.1} ms, p99 {:.1} ms, {} not accepted",
+            outcome.quantile_ms(0.5),
+            outcome.quantile_ms(0.99),
+            outcome.failed
+        );
+    }
+    Ok(())
+}
+
+async fn batches(
+    report: &mut Report,
+    authority: &str,
+    peers: u16,
+    seconds: u64,
+    counter: &Arc<AtomicU64>,
+) -> Result<(), Failed> {
+    report.section(&format!("gRPC Pins.PinMany, batches of {BATCH}, {peers} peers"));
+    for clients in [1, 16] {
+        let stubs: Result<Vec<_>, _> = (0..clients).map(|_| pins_client(authority)).collect();
+        let stubs = Arc::new(stubs?);
+        let outcome = closed_loop(clients, Duration::from_secs(seconds), counter, move |client, number| {
+            let mut stub = stubs[client].clone();
+            async move {
+                let first = (1 << 51) + number * BATCH;
+                let requests = (first..first + BATCH).map(request).collect();
+                let reply = stub.pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await;
+                reply.is_ok_and(|reply| {
+                    let pinned = |result: &api::pin_many_reply::Result| {
+                        matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_)))
+                    };
+                    reply.into_inner().results.iter().all(pinned)
+                })
+            }
+        })
+        .await;
+        let name = format!("grpc.batch.{peers}.{clients}");
+        report.figure(&name, &format!("{clients} clients"), outcome.rate() * BATCH as f64, "pins/s");
+        println!(
+            "    p50 {:.1} ms, p99 {:.1} ms, {} failed",
+            outcome.quantile_ms(0.5),
+            outcome.quantile_ms(0.99),
+            outcome.failed
+        );
+    }
+    if peers == 3 {
+        let one = report.get("grpc.batch.1.16").unwrap_or(0.0);
+        let three = report.get("grpc.batch.3.16").unwrap_or(0.0);
+        report.goal("batches on three peers 0.6 x of one", three >= 0.6 * one, &format!("{:.2}", three / one));
+    }
+    Ok(())
+}
+
+async fn spread_over_gateways(report: &mut Report, cluster: &Cluster, seconds: u64) {
+    report.section("REST POST /pins/{cid}, 3 peers, 64 clients over all three gateways");
+    let counter = Arc::new(AtomicU64::new(1 << 45));
+    let connections: Vec<Http> =
+        (0..64).map(|client| Http::new(&cluster.peers[client % cluster.peers.len()].api)).collect();
+    let connections = Arc::new(connections);
+    let outcome = closed_loop(64, Duration::from_secs(seconds), &counter, move |client, number| {
+        let connections = connections.clone();
+        async move {
+            let path = format!("/pins/{}", fresh_cid(number));
+            connections[client].send("POST", &path).await.is_some_and(|(status, _, _)| status == 200)
+        }
+    })
+    .await;
+    report.figure("rest.pins.spread.64", "64 clients", outcome.rate(), "pins/s");
+    println!("    p50 {:.1} ms, p99 {:.1} ms", outcome.quantile_ms(0.5), outcome.quantile_ms(0.99));
+}
+
+/// Acknowledged means there: every peer lists as many pins as the leader.
+async fn all_have_the_same(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
+    let mut counts = Vec::new();
+    for peer in &cluster.peers {
+        let answer = Http::new(&peer.api).send("GET", "/allocations").await;
+        counts.push(answer.ok_or("no answer to GET /allocations")?.2);
+    }
+    let same = counts.windows(2).all(|pair| pair[0] == pair[1]);
+    report.goal("every peer holds every accepted pin", same, &format!("{counts:?}"));
+    Ok(())
+}
+
+fn goals_of_lists(report: &mut Report) {
+    let (reference, source) = report.reference("rest.list", 38_000.0);
+    let rows = report.get("rest.list").unwrap_or(0.0);
+    report.goal(
+        "lists 10 x the original",
+        rows >= 10.0 * reference,
+        &format!("{rows:.0} against {reference:.0} rows/s ({source})"),
+    );
+    let (reference, source) = report.reference("rest.status_all", 8_000.0);
+    let rows = report.get("rest.status_all").unwrap_or(0.0);
+    report.goal(
+        "status of all 10 x the original",
+        rows >= 10.0 * reference,
+        &format!("{rows:.0} against {reference:.0} rows/s ({source})"),
+    );
+}
+
+/// Resident bytes of one peer's four services, the largest peer.
+fn memory(report: &mut Report, cluster: &Cluster, name: &str, title: &str) -> f64 {
+    report.section(title);
+    let mut largest = 0.0;
+    for (index, peer) in cluster.peers.iter().enumerate() {
+        let mut total = 0.0;
+        let mut parts = Vec::new();
+        for service in peer.services() {
+            let bytes = service.pid().map_or(0, resident_bytes) as f64;
+            total += bytes;
+            parts.push(format!("{} {:.0}", service.name(), bytes / 1e6));
+        }
+        println!("  peer {index}: {:.0} MB ({} MB)", total / 1e6, parts.join(", "));
+        if total > largest {
+            largest = total;
+        }
+    }
+    report.figure(name, "largest peer", largest, "bytes");
+    largest
+}
+
+/// The leader's consensus is killed under 16 clients at the others: the longest time without an accepted pin.
+async fn gap(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
+    report.section("Leader killed under load");
+    let leader = leader(cluster).await;
+    let others: Vec<String> = cluster
+        .peers
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| *index != leader)
+        .map(|(_, peer)| peer.api.clone())
+        .collect();
+    let connections: Arc<Vec<Http>> =
+        Arc::new((0..16).map(|client| Http::new(&others[client % others.len()])).collect());
+    let accepted = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let counter = Arc::new(AtomicU64::new(1 << 46));
+    let (seen, load) = (accepted.clone(), counter.clone());
+    let load = tokio::spawn(async move {
+        closed_loop(16, Duration::from_secs(8), &load, move |client, number| {
+            let (connections, seen) = (connections.clone(), seen.clone());
+            async move {
+                let path = format!("/pins/{}?replication-min=1&replication-max=2", fresh_cid(number));
+                let answer = connections[client].send("POST", &path).await;
+                let well = answer.is_some_and(|(status, _, _)| status == 200);
+                if well {
+                    seen.lock().expect("not poisoned").push(Instant::now());
+                }
+                well
+            }
+        })
+        .await
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let service = cluster.peers[leader].service(Room::Consensus).ok_or("no consensus service")?;
+    service.kill_and_hold().await;
+    load.await?;
+    service.resume().await;
+    cluster.wait_ready(PATIENCE, |_, _| {}).await?;
+    let times = accepted.lock().expect("not poisoned").clone();
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(PATIENCE);
+    report.figure("gap", "longest time without an accepted pin", longest.as_secs_f64(), "s");
+    report.goal("a gap below a second", longest < Duration::from_secs(1), &format!("{longest:.2?}"));
+    Ok(())
+}
+
+/// kill -9 of everything, then the time until a peer gives the full list again.
+async fn restart(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
+    report.section("kill -9 of all services of all peers, and back");
+    let authority = cluster.peers[0].api.clone();
+    let before = Http::new(&authority).send("GET", "/allocations").await.ok_or("no list")?.2;
+    futures::future::join_all(cluster.peers.iter().map(|peer| peer.kill())).await;
+    let started = Instant::now();
+    futures::future::join_all(cluster.peers.iter().map(|peer| peer.resume())).await;
+    let written = write_until_accepted(&authority).await;
+    report.figure("restart.write", "to the first accepted pin", (written - started).as_secs_f64(), "s");
+    let after = Http::new(&authority).send("GET", "/allocations").await.ok_or("no list")?.2;
+    let took = started.elapsed();
+    report.figure("restart.list", &format!("to the full list of {after}"), took.as_secs_f64(), "s");
+    report.goal(
+        "restart within a second",
+        (written - started) < Duration::from_secs(1),
+        &format!("{:.2?}", written - started),
+    );
+    report.goal("nothing lost", after > before, &format!("{before} before, {after} after one more"));
+    Ok(())
+}
+
+async fn write_until_accepted(authority: &str) -> Instant {
+    static NUMBER: AtomicU64 = AtomicU64::new(1 << 47);
+    let started = Instant::now();
+    loop {
+        let path = format!("/pins/{}", fresh_cid(NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let answer = Http::new(authority).send("POST", &path).await;
+        if answer.is_some_and(|(status, _, _)| status == 200) || started.elapsed() > PATIENCE {
+            return Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
