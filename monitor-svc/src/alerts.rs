@@ -24,8 +24,8 @@ pub struct Alert {
     pub resolved_at: Option<Timestamp>,
 }
 
-/// What an alert is about: a metric's name, `ipfs`, or a room.
-type Subject = (PeerId, String);
+/// What an alert is about: `ping`, another metric, `ipfs`, or a room.
+pub type Subject = (PeerId, String);
 
 /// All incidents, oldest first.
 #[derive(Debug, Default)]
@@ -36,37 +36,41 @@ pub struct Alerts {
 }
 
 impl Alerts {
-    /// Something is wrong now. `describe` is asked only when it is new.
-    pub fn fire(&mut self, peer: PeerId, subject: &str, at: Timestamp, describe: impl FnOnce() -> (Metric, String)) {
+    /// Something is wrong now. True when that is new.
+    pub fn fire(&mut self, peer: PeerId, subject: &str, at: Timestamp, metric: Metric, what: String) -> bool {
         let key = (peer, subject.to_owned());
         if self.firing.contains_key(&key) {
-            return;
+            return false;
         }
         if self.history.len() >= MAX_ALERTS {
             let oldest = self.history.iter().position(|(_, alert)| alert.resolved_at.is_some()).unwrap_or(0);
             self.history.remove(oldest);
         }
-        let (metric, what) = describe();
-        tracing::warn!(%peer, subject, what, "alert");
         self.firing.insert(key, self.next_id);
         self.history.push_back((self.next_id, Alert { metric, what, triggered_at: at, resolved_at: None }));
         self.next_id += 1;
+        true
     }
 
-    /// It is right again, or nobody's concern any more.
-    pub fn resolve(&mut self, peer: PeerId, subject: &str, at: Timestamp) {
-        let Some(id) = self.firing.remove(&(peer, subject.to_owned())) else { return };
-        self.close(id, at);
-        tracing::info!(%peer, subject, "alert resolved");
-    }
-
-    /// Resolves everything about `peer` that `is_right` says is right.
-    pub fn resolve_where(&mut self, at: Timestamp, is_right: impl Fn(&PeerId, &str) -> bool) {
-        let right: Vec<Subject> =
-            self.firing.keys().filter(|(peer, subject)| is_right(peer, subject)).cloned().collect();
-        for (peer, subject) in right {
-            self.resolve(peer, &subject, at);
+    /// It is right again. True when it was not.
+    pub fn resolve(&mut self, peer: PeerId, subject: &str, at: Timestamp) -> bool {
+        let Some(id) = self.firing.remove(&(peer, subject.to_owned())) else { return false };
+        // Not found: so much fired meanwhile that its entry went.
+        if let Some((_, alert)) = self.history.iter_mut().find(|(known, _)| *known == id) {
+            alert.resolved_at = Some(at);
         }
+        true
+    }
+
+    /// Resolves everything that `is_right` says is right, or nobody's concern any more, and tells what that was.
+    pub fn resolve_where(&mut self, at: Timestamp, is_right: impl Fn(&PeerId, &str) -> bool) -> Vec<Subject> {
+        let mut right: Vec<Subject> =
+            self.firing.keys().filter(|(peer, subject)| is_right(peer, subject)).cloned().collect();
+        right.sort();
+        for (peer, subject) in &right {
+            self.resolve(*peer, subject, at);
+        }
+        right
     }
 
     pub fn firing_count(&self) -> usize {
@@ -77,13 +81,6 @@ impl Alerts {
     pub fn newest_first(&self) -> impl Iterator<Item = &Alert> {
         self.history.iter().rev().map(|(_, alert)| alert)
     }
-
-    fn close(&mut self, id: u64, at: Timestamp) {
-        // Not found: so much fired meanwhile that its entry went.
-        if let Some((_, alert)) = self.history.iter_mut().find(|(known, _)| *known == id) {
-            alert.resolved_at = Some(at);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -91,7 +88,7 @@ mod tests {
     use super::*;
 
     fn fire(alerts: &mut Alerts, peer: PeerId, at: i64) {
-        alerts.fire(peer, "ping", Timestamp::from_seconds(at), || (Metric::default(), "no ping".to_owned()));
+        alerts.fire(peer, "ping", Timestamp::from_seconds(at), Metric::default(), "no ping".to_owned());
     }
 
     /// Goal: one incident is one alert, resolved on return; the next incident is another one.

@@ -95,9 +95,7 @@ fn has_informer(file: &File, metric: &str) -> Result<bool> {
         return Ok(file.is_present("informer.tags") && file.map("informer.tags.tags")?.contains_key(tag));
     }
     Ok(match metric {
-        FREESPACE | REPOSIZE => {
-            file.is_present("informer.disk") && file.string("informer.disk.metric_type")? == metric
-        }
+        FREESPACE | REPOSIZE => file.is_present("informer.disk") && file.string("informer.disk.metric_type")? == metric,
         PINQUEUE => file.is_present("informer.pinqueue"),
         "numpin" => file.is_present("informer.numpin"),
         _ => false,

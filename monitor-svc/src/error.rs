@@ -23,9 +23,6 @@ pub enum MonitorError {
     /// The store has stopped.
     #[error("monitor store: stopping")]
     Stopping,
-    /// A handler ran without a caller: the audience layer is missing.
-    #[error("request without a caller's certificate")]
-    NoCaller,
 }
 
 impl From<MonitorError> for Error {
@@ -36,7 +33,6 @@ impl From<MonitorError> for Error {
                 Code::InvalidArgument
             }
             MonitorError::Busy => Code::Exhausted,
-            MonitorError::NoCaller => Code::Unauthenticated,
         };
         Error::new(code, error.to_string())
     }

@@ -71,6 +71,10 @@ impl Liveness {
     pub fn observe(&mut self, now: Instant) {
         if now.saturating_duration_since(self.observed) > PAUSE {
             self.awake_since = now;
+            // What was not heard during the pause tells nothing about the others.
+            for member in self.members.values_mut() {
+                member.ping = member.ping.filter(|ping| now < ping.heard + ping.ttl);
+            }
         }
         self.observed = self.observed.max(now);
     }
@@ -141,7 +145,10 @@ impl Liveness {
         Some(Verdict {
             state,
             is_alive: is_own || heard_until.is_some_and(|until| now < until),
-            ping_age: member.ping.map(|ping| now.saturating_duration_since(ping.heard)),
+            ping_age: match member.ping {
+                Some(ping) => Some(now.saturating_duration_since(ping.heard)),
+                None => is_own.then_some(Duration::ZERO),
+            },
             contact_age: member.contact.map(|heard| now.saturating_duration_since(heard)),
             suspect_for: if is_doubted { now.saturating_duration_since(doubt_from) } else { Duration::ZERO },
         })

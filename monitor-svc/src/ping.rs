@@ -181,11 +181,12 @@ mod tests {
         let id = pinfold_common::ids::parse_peer_id(peer).unwrap().to_bytes();
         let mut ipfs = IpfsId { id, ..IpfsId::default() };
         assert_eq!(value("p1", &ipfs), format!(r#"{{"peer_name":"p1","ipfs_id":"{peer}"}}"#));
-        ipfs.addresses = ["/ip4/127.0.0.1/tcp/4001", "/ip4/10.0.0.1/tcp/4001", "/ip4/93.184.216.34/tcp/4001", "/ip6/::1/tcp/1"]
-            .into_iter()
-            .chain(["/ip6/2001:db8::1/udp/4001/quic-v1", "/dns4/example.net/tcp/4001", "nonsense"])
-            .map(str::to_owned)
-            .collect();
+        ipfs.addresses =
+            ["/ip4/127.0.0.1/tcp/4001", "/ip4/10.0.0.1/tcp/4001", "/ip4/93.184.216.34/tcp/4001", "/ip6/::1/tcp/1"]
+                .into_iter()
+                .chain(["/ip6/2001:db8::1/udp/4001/quic-v1", "/dns4/example.net/tcp/4001", "nonsense"])
+                .map(str::to_owned)
+                .collect();
         let expected = r#""ipfs_addresses":["/ip4/93.184.216.34/tcp/4001","/ip6/2001:db8::1/udp/4001/quic-v1","/dns4/example.net/tcp/4001"]}"#;
         assert!(value("p1", &ipfs).ends_with(expected), "{}", value("p1", &ipfs));
         assert_eq!(value("p1", &IpfsId::default()), r#"{"peer_name":"p1"}"#);

@@ -50,8 +50,11 @@ impl Siblings {
                         tracing::debug!(room = room.name(), %error, "sibling does not answer");
                     }
                 }
-                metrics::gauge!("pinfold_monitor_sibling_up", "room" => room.name())
-                    .set(if *silent == 0 { 1.0 } else { 0.0 });
+                metrics::gauge!("pinfold_monitor_sibling_up", "room" => room.name()).set(if *silent == 0 {
+                    1.0
+                } else {
+                    0.0
+                });
             }
             let down = || ROOMS.iter().zip(silent_rounds).filter(|(_, silent)| *silent >= ROUNDS_BEFORE_DEGRADED);
             let rooms: Vec<Room> = down().map(|(room, _)| *room).collect();
