@@ -17,6 +17,7 @@ mod tree;
 mod upload;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -77,6 +78,8 @@ pub struct AddContext {
     pub cluster: Arc<dyn Cluster>,
     /// This peer.
     pub own: PeerId,
+    /// A destination that takes no block for this long is given up.
+    pub stall_deadline: Duration,
 }
 
 /// Runs one upload to its end. The pinset is changed only after the whole input was read and its blocks were taken;
@@ -95,3 +98,6 @@ pub async fn add<S: Stream<Item = Result<Input>> + Send + Unpin>(
     };
     upload.finish(root).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ use super::cluster::{Allocation, Cluster};
 const ALLOCATE_DEADLINE: Duration = Duration::from_secs(10);
 /// For the pin at the end.
 const PIN_DEADLINE: Duration = Duration::from_secs(10);
+/// For a destination whose queue is full to take the next batch.
+const STALL_DEADLINE: Duration = Duration::from_secs(30);
 
 struct Services {
     channels: Channels,
@@ -35,7 +37,8 @@ struct Services {
 impl AddContext {
     /// `own_consensus` is host:port of this peer's consensus-svc.
     pub fn new(channels: Channels, peers: PeersHandle, own: PeerId, own_consensus: String) -> AddContext {
-        AddContext { cluster: Arc::new(Services { channels, peers, own, own_consensus }), own }
+        let cluster = Arc::new(Services { channels, peers, own, own_consensus });
+        AddContext { cluster, own, stall_deadline: STALL_DEADLINE }
     }
 }
 

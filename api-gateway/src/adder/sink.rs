@@ -1,6 +1,7 @@
 //! Blocks on their way to all destinations at once (beh:B19.3). Each destination has its own bounded queue and its own
 //! fate: one that fails, or takes nothing for too long, is given up and named; the upload goes on while one is left.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -8,8 +9,6 @@ use pinfold_common::{Cid, Code, Error, PeerId, Result};
 use pinfold_proto::connector;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-
-use std::sync::Arc;
 
 use super::cluster::Cluster;
 use super::dag::Block;
@@ -20,8 +19,6 @@ pub(super) const BATCH_BYTES: usize = 1024 * 1024;
 const BATCH_BLOCKS: usize = 4096;
 /// Batches that wait for one destination: what the fast ones can be ahead of the slow ones, beside the transport's buffers.
 pub(super) const QUEUE_BATCHES: usize = 4;
-/// A destination whose queue stays full for this long is given up.
-const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// From the last block sent to the answer that all are on disk.
 const FINISH_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -34,6 +31,8 @@ pub(super) struct Sink {
     /// Files with long equal stretches repeat their leaf: the last two CIDs are not sent again (beh:B19.3).
     last: [Option<Cid>; 2],
     sent_blocks: u64,
+    /// A destination whose queue stays full for this long is given up.
+    stall_deadline: Duration,
 }
 
 struct Destination {
@@ -43,9 +42,17 @@ struct Destination {
 }
 
 impl Sink {
-    pub fn open(cluster: &Arc<dyn Cluster>, peers: &[PeerId]) -> Sink {
+    pub fn open(cluster: &Arc<dyn Cluster>, peers: &[PeerId], stall_deadline: Duration) -> Sink {
         let destinations = peers.iter().map(|peer| Destination::open(Arc::clone(cluster), *peer)).collect();
-        Sink { destinations, failed: Vec::new(), batch: Vec::new(), batch_bytes: 0, last: [None, None], sent_blocks: 0 }
+        Sink {
+            destinations,
+            failed: Vec::new(),
+            batch: Vec::new(),
+            batch_bytes: 0,
+            last: [None, None],
+            sent_blocks: 0,
+            stall_deadline,
+        }
     }
 
     pub async fn put(&mut self, block: Block) -> Result<()> {
@@ -70,7 +77,7 @@ impl Sink {
         self.sent_blocks += blocks.len() as u64;
         let sending = std::mem::take(&mut self.destinations)
             .into_iter()
-            .map(|destination| destination.send(connector::PutBlocks { blocks: blocks.clone() }));
+            .map(|destination| destination.send(connector::PutBlocks { blocks: blocks.clone() }, self.stall_deadline));
         for outcome in join_all(sending).await {
             match outcome {
                 Ok(destination) => self.destinations.push(destination),
@@ -124,12 +131,11 @@ impl Destination {
         Destination { peer, queue, stream }
     }
 
-    async fn send(self, batch: connector::PutBlocks) -> Result<Destination, (PeerId, Error)> {
-        match self.queue.send_timeout(batch, STALL_DEADLINE).await {
+    async fn send(self, batch: connector::PutBlocks, deadline: Duration) -> Result<Destination, (PeerId, Error)> {
+        match self.queue.send_timeout(batch, deadline).await {
             Ok(()) => Ok(self),
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
-                let waited = STALL_DEADLINE.as_secs();
-                Err((self.peer, Error::unavailable(format!("put blocks: nothing was taken for {waited}s"))))
+                Err((self.peer, Error::unavailable(format!("put blocks: nothing was taken for {deadline:?}"))))
             }
             Err(mpsc::error::SendTimeoutError::Closed(_)) => match answer(self.stream).await {
                 Ok(_) => Err((self.peer, Error::internal("put blocks: answered before the last block"))),

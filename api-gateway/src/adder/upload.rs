@@ -37,7 +37,7 @@ impl<'a> Upload<'a> {
             Some((_, sink)) => sink.put(block).await,
             None => {
                 let plan = self.allocate().await?;
-                let mut sink = Sink::open(&self.context.cluster, &plan.destinations);
+                let mut sink = Sink::open(&self.context.cluster, &plan.destinations, self.context.stall_deadline);
                 let outcome = sink.put(block).await;
                 self.open = Some((plan, sink));
                 outcome

@@ -113,6 +113,3 @@ impl Contents {
         high << 64 | low
     }
 }
-
-#[cfg(test)]
-mod tests;
