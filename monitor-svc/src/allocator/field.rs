@@ -113,18 +113,20 @@ pub(super) struct Peer {
     pub id: PeerId,
     pub standing: Standing,
     pub block: Option<Block>,
-    hash: u64,
-    bytes: f64,
-    shares: f64,
-    weights: [f64; MAX_LEVELS],
-    groups: [u32; MAX_LEVELS],
+}
+
+/// What peers are compared by, apart from the rest: a thousand of them stay in the processor's first cache.
+#[derive(Clone, Copy, Debug)]
+struct Rank {
     /// Of the first level that is not partitionable, reservations taken into account.
     key: f64,
     /// The same of the levels behind it, added up.
     rest: f64,
+    shares: f64,
+    hash: u64,
 }
 
-/// All members, at the moment of one batch.
+/// All members, at the moment of one batch. Peers are numbers in it.
 #[derive(Debug)]
 pub struct Field {
     names: Vec<String>,
@@ -132,7 +134,16 @@ pub struct Field {
     /// Levels in front that are partitionable.
     leading: usize,
     pub(super) peers: Vec<Peer>,
+    ranks: Vec<Rank>,
+    bytes: Vec<f64>,
+    /// One for each level of each peer.
+    weights: Vec<f64>,
+    /// One for each leading level of each peer.
+    groups: Vec<u32>,
     by_id: HashMap<PeerId, u32>,
+    /// Those that may get more, and those of them that are asked last.
+    pub(super) live: Vec<u32>,
+    pub(super) hampered: Vec<u32>,
     pub(super) mean_item_bytes: f64,
     /// What this batch gave away: to be entered in the ledger if the answer is given.
     pub taken: Vec<(PeerId, f64)>,
@@ -160,64 +171,69 @@ impl Field {
         }
         let mut field = Field {
             names: allocate_by.to_vec(),
-            levels,
-            leading,
             peers: Vec::with_capacity(rows.len()),
+            ranks: Vec::with_capacity(rows.len()),
+            bytes: Vec::with_capacity(rows.len()),
+            weights: Vec::with_capacity(rows.len() * levels.len()),
+            groups: Vec::with_capacity(rows.len() * leading),
             by_id: HashMap::with_capacity(rows.len()),
+            live: Vec::new(),
+            hampered: Vec::new(),
             mean_item_bytes: ledger.mean_item_bytes(),
             taken: Vec::new(),
+            levels,
+            leading,
         };
         let mut group_numbers: Vec<HashMap<&str, u32>> = vec![HashMap::new(); leading];
-        for row in rows {
-            field.add(row, &mut group_numbers, ledger);
+        for (index, row) in (0..).zip(rows) {
+            field.add(index, row, &mut group_numbers, ledger);
         }
         field
     }
 
-    fn add<'a>(&mut self, row: &Row<'a>, group_numbers: &mut [HashMap<&'a str, u32>], ledger: &Ledger) {
-        let mut block = match row.standing {
-            Standing::Live | Standing::Hampered => None,
+    fn add<'a>(&mut self, index: u32, row: &Row<'a>, group_numbers: &mut [HashMap<&'a str, u32>], ledger: &Ledger) {
+        let mut missing = self.levels.is_empty().then_some(Block::NoMetric);
+        for (number, level) in self.levels.iter_mut().enumerate() {
+            let (weight, value) = match row.measured[level.position] {
+                Measured::Usable { weight, value, .. } => (weight as f64, Some(value)),
+                Measured::Absent | Measured::Expired | Measured::Invalid => (0.0, None),
+            };
+            missing = missing.or(match row.measured[level.position] {
+                Measured::Usable { .. } => None,
+                Measured::Absent => Some(Block::Absent(level.position)),
+                Measured::Expired => Some(Block::Expired(level.position)),
+                Measured::Invalid => Some(Block::Invalid(level.position)),
+            });
+            self.weights.push(weight);
+            if number < self.leading {
+                // A peer without a value is in some group or other: it is only ordered among holders.
+                let group = value.map(|value| {
+                    *group_numbers[number].entry(value).or_insert_with(|| {
+                        level.groups.push(value.to_owned());
+                        level.groups.len() as u32 - 1
+                    })
+                });
+                self.groups.push(group.unwrap_or(0));
+            }
+        }
+        let block = match row.standing {
+            Standing::Live | Standing::Hampered => missing,
             Standing::Suspect | Standing::NotHeard | Standing::Draining | Standing::Away => {
                 Some(Block::Standing(row.standing))
             }
         };
-        if self.levels.is_empty() {
-            block = block.or(Some(Block::NoMetric));
+        match (row.standing, block) {
+            (Standing::Live, None) => self.live.push(index),
+            (Standing::Hampered, None) => self.hampered.push(index),
+            (_, Some(_)) => {}
+            (Standing::Suspect | Standing::NotHeard | Standing::Draining | Standing::Away, None) => {}
         }
-        let mut peer = Peer {
-            id: row.peer,
-            standing: row.standing,
-            block: None,
-            hash: hash_bytes(&row.peer.to_bytes()),
-            bytes: ledger.bytes(&row.peer),
-            shares: ledger.shares(&row.peer),
-            weights: [0.0; MAX_LEVELS],
-            groups: [0; MAX_LEVELS],
-            key: 0.0,
-            rest: 0.0,
-        };
-        for (number, level) in self.levels.iter_mut().enumerate() {
-            let missing = match row.measured[level.position] {
-                Measured::Usable { weight, value, .. } => {
-                    peer.weights[number] = weight as f64;
-                    if number < self.leading {
-                        peer.groups[number] = *group_numbers[number].entry(value).or_insert_with(|| {
-                            level.groups.push(value.to_owned());
-                            level.groups.len() as u32 - 1
-                        });
-                    }
-                    continue;
-                }
-                Measured::Absent => Block::Absent(level.position),
-                Measured::Expired => Block::Expired(level.position),
-                Measured::Invalid => Block::Invalid(level.position),
-            };
-            block = block.or(Some(missing));
-        }
-        peer.block = block;
-        self.by_id.insert(row.peer, self.peers.len() as u32);
-        self.peers.push(peer);
-        self.rekey(self.peers.len() as u32 - 1);
+        self.peers.push(Peer { id: row.peer, standing: row.standing, block });
+        let hash = hash_bytes(&row.peer.to_bytes());
+        self.ranks.push(Rank { key: 0.0, rest: 0.0, shares: ledger.shares(&row.peer), hash });
+        self.bytes.push(ledger.bytes(&row.peer));
+        self.by_id.insert(row.peer, index);
+        self.rank(index);
     }
 
     pub(super) fn find(&self, peer: &PeerId) -> Option<u32> {
@@ -230,20 +246,24 @@ impl Field {
 
     /// One more item goes to this peer.
     pub(super) fn take(&mut self, index: u32, bytes: f64) {
-        let peer = &mut self.peers[index as usize];
-        peer.shares += 1.0;
-        peer.bytes += bytes;
-        self.taken.push((peer.id, bytes));
-        self.rekey(index);
+        self.ranks[index as usize].shares += 1.0;
+        self.bytes[index as usize] += bytes;
+        self.taken.push((self.peer(index).id, bytes));
+        self.rank(index);
     }
 
-    fn rekey(&mut self, index: u32) {
-        let peer = &mut self.peers[index as usize];
-        let mut own = self.levels.iter().zip(peer.weights).skip(self.leading);
-        let mut next = || own.next().map(|(level, weight)| level.effect.apply(weight, peer.bytes, peer.shares));
-        let key = next().unwrap_or(0.0);
-        let rest = std::iter::from_fn(next).sum();
-        (peer.key, peer.rest) = (key, rest);
+    fn weights_of(&self, index: u32) -> &[f64] {
+        &self.weights[index as usize * self.levels.len()..][..self.levels.len()]
+    }
+
+    fn rank(&mut self, index: u32) {
+        let Rank { shares, hash, .. } = self.ranks[index as usize];
+        let bytes = self.bytes[index as usize];
+        let weighed = self.levels.iter().zip(self.weights_of(index)).skip(self.leading);
+        let mut weighed = weighed.map(|(level, weight)| level.effect.apply(*weight, bytes, shares));
+        let key = weighed.next().unwrap_or(0.0);
+        let rest = weighed.sum();
+        self.ranks[index as usize] = Rank { key, rest, shares, hash };
     }
 
     /// Why this peer gets nothing new, for people.
@@ -277,32 +297,37 @@ impl Field {
         }
         let groups = self.sum_groups(number, members);
         let best = first(0..groups.len(), count, |a, b| self.compare_groups(number, &groups[*a], &groups[*b]));
-        let lists = best.into_iter().map(|at| self.order_level(number + 1, &groups[at].members, count, cid_hash));
+        let lists = best.into_iter().map(|at| {
+            let is_in = |index: &u32| self.group_of(number, *index) == groups[at].name;
+            let inside: Vec<u32> = members.iter().copied().filter(is_in).collect();
+            self.order_level(number + 1, &inside, count, cid_hash)
+        });
         round_robin(lists.collect(), count)
     }
 
+    fn group_of(&self, number: usize, index: u32) -> u32 {
+        self.groups[index as usize * self.leading + number]
+    }
+
+    /// The groups of a level that have members among these.
     fn sum_groups(&self, number: usize, members: &[u32]) -> Vec<Group> {
-        let mut slots: Vec<Option<usize>> = vec![None; self.levels[number].groups.len()];
-        let mut groups: Vec<Group> = Vec::new();
+        let names = 0..self.levels[number].groups.len() as u32;
+        let mut groups: Vec<Group> = names.map(|name| Group { name, ..Group::default() }).collect();
         for &index in members {
-            let peer = self.peer(index);
-            let name = peer.groups[number];
-            let slot = *slots[name as usize].get_or_insert_with(|| {
-                groups.push(Group { name, ..Group::default() });
-                groups.len() - 1
-            });
-            let group = &mut groups[slot];
-            group.members.push(index);
-            group.bytes += peer.bytes;
-            group.shares += peer.shares;
-            for (sum, weight) in group.weights.iter_mut().zip(peer.weights) {
+            let group = &mut groups[self.group_of(number, index) as usize];
+            group.members += 1.0;
+            group.bytes += self.bytes[index as usize];
+            group.shares += self.ranks[index as usize].shares;
+            for (sum, weight) in group.weights.iter_mut().zip(self.weights_of(index)) {
                 *sum += weight;
             }
         }
+        groups.retain(|group| group.members > 0.0);
         for group in &mut groups {
-            let weigh = |level: usize| self.levels[level].effect.apply(group.weights[level], group.bytes, group.shares);
-            group.key = weigh(number);
-            group.rest = (number + 1..self.levels.len()).map(weigh).sum();
+            let sums = self.levels.iter().zip(group.weights).skip(number);
+            let mut weighed = sums.map(|(level, sum)| level.effect.apply(sum, group.bytes, group.shares));
+            group.key = weighed.next().unwrap_or(0.0);
+            group.rest = weighed.sum();
         }
         groups
     }
@@ -312,37 +337,31 @@ impl Field {
         b.key
             .total_cmp(&a.key)
             .then_with(|| b.rest.total_cmp(&a.rest))
-            .then_with(|| a.shares_each().total_cmp(&b.shares_each()))
+            .then_with(|| (a.shares / a.members).total_cmp(&(b.shares / b.members)))
             .then_with(|| names[a.name as usize].cmp(&names[b.name as usize]))
     }
 
-    fn compare_peers(&self, a: u32, b: u32, cid_hash: u64) -> Ordering {
-        let (a, b) = (self.peer(a), self.peer(b));
+    fn compare_peers(&self, first: u32, second: u32, cid_hash: u64) -> Ordering {
+        let (a, b) = (&self.ranks[first as usize], &self.ranks[second as usize]);
         b.key
             .total_cmp(&a.key)
             .then_with(|| b.rest.total_cmp(&a.rest))
             .then_with(|| a.shares.total_cmp(&b.shares))
             .then_with(|| mix(cid_hash, a.hash).cmp(&mix(cid_hash, b.hash)))
-            .then_with(|| a.id.cmp(&b.id))
+            .then_with(|| self.peer(first).id.cmp(&self.peer(second).id))
     }
 }
 
-/// The members of one group among those that are ordered, and their sums.
+/// The members of one group among those that are ordered, added up.
 #[derive(Debug, Default)]
 struct Group {
     name: u32,
-    members: Vec<u32>,
+    members: f64,
     weights: [f64; MAX_LEVELS],
     bytes: f64,
     shares: f64,
     key: f64,
     rest: f64,
-}
-
-impl Group {
-    fn shares_each(&self) -> f64 {
-        self.shares / self.members.len().max(1) as f64
-    }
 }
 
 /// The first `count` in order. Few of many are wanted as a rule, so this keeps them sorted while it looks at all once.

@@ -170,17 +170,10 @@ fn classify(field: &Field, item: &Item) -> Classes {
             classes.current.push(index);
         }
     }
-    for (index, peer) in (0..).zip(&field.peers) {
-        if peer.block.is_some() || is_in(&excluded, index) || is_in(&listed, index) {
-            continue;
-        }
-        match peer.standing {
-            Standing::Hampered => classes.hampered.push(index),
-            Standing::Live if is_in(&wished, index) => classes.priority.push(index),
-            Standing::Live => classes.candidates.push(index),
-            Standing::Suspect | Standing::NotHeard | Standing::Draining | Standing::Away => {}
-        }
-    }
+    let is_free = |index: &u32| !is_in(&excluded, *index) && !is_in(&listed, *index);
+    let live = field.live.iter().copied().filter(is_free);
+    (classes.priority, classes.candidates) = live.partition(|index| is_in(&wished, *index));
+    classes.hampered = field.hampered.iter().copied().filter(is_free).collect();
     classes
 }
 
