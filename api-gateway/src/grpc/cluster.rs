@@ -1,0 +1,138 @@
+//! `pinfold.api.v1.Cluster`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use pinfold_common::VERSION;
+use pinfold_common::tls::Room;
+use pinfold_proto::api::cluster_server;
+use pinfold_proto::api::health_reply::Room as RoomHealth;
+use pinfold_proto::connector::NodeStatusCall;
+use pinfold_proto::monitor::{LatestMetricsCall, MetricNamesCall, VerdictsCall};
+use pinfold_proto::{WIRE_VERSION, api, consensus};
+use tonic::{Request, Response, Status};
+
+use crate::cluster::{Cluster, READ_DEADLINE, ask};
+use crate::{fanout, rest};
+
+/// A room that does not say how it is by then is not well.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
+pub struct ClusterApi {
+    cluster: Arc<Cluster>,
+}
+
+impl ClusterApi {
+    pub fn new(cluster: Arc<Cluster>) -> ClusterApi {
+        ClusterApi { cluster }
+    }
+
+    fn consensus_health(&self) -> RoomHealth {
+        let view = self.cluster.view();
+        room(Room::Consensus, if view.ready { Ok(()) } else { Err(view.not_ready_reason.clone()) })
+    }
+
+    async fn monitor_health(&self) -> RoomHealth {
+        let mut monitor = self.cluster.monitor();
+        let answer = ask("ask for verdicts", HEALTH_DEADLINE, monitor.verdicts(VerdictsCall {})).await;
+        room(
+            Room::Monitor,
+            match answer {
+                Ok(reply) if reply.warming_up => Err("warming up".to_owned()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.message),
+            },
+        )
+    }
+
+    async fn connector_health(&self) -> RoomHealth {
+        let mut node = self.cluster.node();
+        let answer = ask("ask for the IPFS node", HEALTH_DEADLINE, node.status(NodeStatusCall {})).await;
+        room(
+            Room::Connector,
+            match answer {
+                Ok(reply) if reply.ready => Ok(()),
+                Ok(reply) => Err(reply.not_ready_reason),
+                Err(error) => Err(error.message),
+            },
+        )
+    }
+}
+
+fn room(room: Room, health: Result<(), String>) -> RoomHealth {
+    RoomHealth { name: room.name().to_owned(), ready: health.is_ok(), reason: health.err().unwrap_or_default() }
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for ClusterApi {
+    type PeersStream = BoxStream<'static, Result<api::PeerId, Status>>;
+
+    async fn id(&self, _: Request<api::IdRequest>) -> Result<Response<api::PeerId>, Status> {
+        Ok(Response::new(fanout::id(&self.cluster).await))
+    }
+
+    async fn version(&self, _: Request<api::VersionRequest>) -> Result<Response<api::VersionReply>, Status> {
+        let reply = api::VersionReply { version: VERSION.to_owned(), wire_version: WIRE_VERSION.to_owned() };
+        Ok(Response::new(reply))
+    }
+
+    async fn peers(&self, _: Request<api::PeersRequest>) -> Result<Response<Self::PeersStream>, Status> {
+        Ok(Response::new(fanout::peers(&self.cluster).map(Ok).boxed()))
+    }
+
+    async fn add_peer(&self, request: Request<api::AddPeerRequest>) -> Result<Response<api::PeerId>, Status> {
+        let api::AddPeerRequest { peer_id, address } = request.into_inner();
+        pinfold_common::ids::peer_from_bytes(&peer_id)?;
+        let call = consensus::AddPeerCall { peer_id, address };
+        Ok(Response::new(rest::add_peer(&self.cluster, call).await?))
+    }
+
+    async fn remove_peer(
+        &self,
+        request: Request<api::RemovePeerRequest>,
+    ) -> Result<Response<api::RemovePeerReply>, Status> {
+        let api::RemovePeerRequest { peer_id } = request.into_inner();
+        pinfold_common::ids::peer_from_bytes(&peer_id)?;
+        rest::remove_peer(&self.cluster, consensus::RemovePeerCall { peer_id }).await?;
+        Ok(Response::new(api::RemovePeerReply {}))
+    }
+
+    async fn metric_names(
+        &self,
+        _: Request<api::MetricNamesRequest>,
+    ) -> Result<Response<api::MetricNamesReply>, Status> {
+        let mut monitor = self.cluster.monitor();
+        let reply = ask("ask for metrics", READ_DEADLINE, monitor.metric_names(MetricNamesCall {})).await?;
+        Ok(Response::new(api::MetricNamesReply { names: reply.names }))
+    }
+
+    async fn metrics(&self, request: Request<api::MetricsRequest>) -> Result<Response<api::MetricsReply>, Status> {
+        let call = LatestMetricsCall { name: request.into_inner().name };
+        let mut monitor = self.cluster.monitor();
+        let reply = ask("ask for metrics", READ_DEADLINE, monitor.latest_metrics(call)).await?;
+        Ok(Response::new(api::MetricsReply { metrics: reply.metrics }))
+    }
+
+    async fn health(&self, _: Request<api::HealthRequest>) -> Result<Response<api::HealthReply>, Status> {
+        let (monitor, connector) = tokio::join!(self.monitor_health(), self.connector_health());
+        let rooms = vec![self.consensus_health(), monitor, connector, room(Room::Gateway, Ok(()))];
+        Ok(Response::new(api::HealthReply { ready: rooms.iter().all(|room| room.ready), rooms }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pinfold_common::Error;
+
+    use super::*;
+
+    /// Goal: a room that is not well says why.
+    #[test]
+    fn rooms() {
+        assert!(room(Room::Monitor, Ok(())).ready);
+        let ill = room(Room::Monitor, Err(Error::unavailable("away").message));
+        assert_eq!((ill.ready, ill.reason.as_str(), ill.name.as_str()), (false, "away", "monitor-svc"));
+    }
+}

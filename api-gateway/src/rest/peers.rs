@@ -1,0 +1,73 @@
+//! `/id`, `/version` and `/peers`.
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::{BodyExt, Limited};
+use pinfold_common::ids::parse_peer_id;
+use pinfold_common::json::{IdJson, VersionJson, to_go_json};
+use pinfold_common::{Code, Error, Result, VERSION};
+use pinfold_proto::consensus::{AddPeerCall, RemovePeerCall};
+use serde::Deserialize;
+
+use super::Call;
+use super::respond::{self, Answer};
+use crate::cluster::{Cluster, MEMBERSHIP_DEADLINE, ask};
+use crate::fanout;
+
+/// A peer ID and an address are far smaller.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The body of `POST /peers`. The address is ours: without it, the peer must be in the peerstore.
+#[derive(Deserialize)]
+struct AddPeerJson {
+    peer_id: String,
+    #[serde(default)]
+    address: String,
+}
+
+impl Call<'_> {
+    pub(super) async fn id(&self) -> Result<Answer> {
+        Ok(respond::json(&IdJson::try_from(&fanout::id(&self.rest.cluster).await)?))
+    }
+
+    pub(super) fn version(&self) -> Result<Answer> {
+        Ok(respond::json(&VersionJson { version: VERSION.to_owned() }))
+    }
+
+    pub(super) async fn peers(&self) -> Answer {
+        let records = fanout::peers(&self.rest.cluster);
+        let lines = records.map(|record| Ok(Bytes::from(to_go_json(&IdJson::try_from(&record)?))));
+        respond::stream(lines.boxed()).await
+    }
+
+    pub(super) async fn add_peer(&self, body: Body) -> Result<Answer> {
+        let bad = || Error::invalid("error decoding request body");
+        let bytes = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|_| bad())?.to_bytes();
+        let asked: AddPeerJson = serde_json::from_slice(&bytes).map_err(|_| bad())?;
+        let peer = parse_peer_id(&asked.peer_id).map_err(|_| Error::invalid("error decoding peer_id"))?;
+        let record =
+            add_peer(&self.rest.cluster, AddPeerCall { peer_id: peer.to_bytes(), address: asked.address }).await?;
+        Ok(respond::json(&IdJson::try_from(&record)?))
+    }
+
+    /// A peer that is no member is no error, as recorded (52-peers-rm-unknown).
+    pub(super) async fn remove_peer(&self, text: &str) -> Result<Answer> {
+        let peer = parse_peer_id(text)?;
+        match remove_peer(&self.rest.cluster, RemovePeerCall { peer_id: peer.to_bytes() }).await {
+            Ok(()) => Ok(respond::no_content()),
+            Err(error) if error.code == Code::NotFound => Ok(respond::no_content()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+pub async fn add_peer(cluster: &Cluster, call: AddPeerCall) -> Result<pinfold_proto::api::PeerId> {
+    let reply = ask("add the peer", MEMBERSHIP_DEADLINE, cluster.peerset().add(call)).await?;
+    let added = reply.peer.ok_or_else(|| Error::internal("consensus-svc answered without the peer"))?;
+    Ok(fanout::describe_added(cluster, added.try_into()?).await)
+}
+
+pub async fn remove_peer(cluster: &Cluster, call: RemovePeerCall) -> Result<()> {
+    ask("remove the peer", MEMBERSHIP_DEADLINE, cluster.peerset().remove(call)).await.map(drop)
+}
