@@ -5,8 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use monitor_svc::{Config, Listeners, run_with};
+use monitor_svc::{Config, Listeners, run, run_with};
 use pinfold_common::channel::{Channels, call};
+use pinfold_common::config::{Args, File, write_new};
 use pinfold_common::identity::Identity;
 use pinfold_common::ids::peers_from_bytes;
 use pinfold_common::peerset::{PeerInfo, PeerSet, PeerState, PeersHandle, View};
@@ -353,4 +354,26 @@ async fn audiences() {
     assert_eq!(metrics.len(), 1);
     assert_eq!(metrics[0].peer, peers[1].id.to_bytes());
     peers[0].stop().await;
+}
+
+/// Goal: a peer's folder is enough to start from; a second monitor in it is refused; and it stops when asked to.
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    Identity::generate().save(folder.path()).unwrap();
+    let secret = ClusterSecret::generate().to_hex();
+    write_new(folder.path(), vec![("cluster.secret", secret.into()), ("cluster.peername", "p0".into())]).unwrap();
+    let args = Args { folder: Some(folder.path().to_owned()), ..Args::default() };
+    let config = Config::from_file(&File::load(&args).unwrap()).unwrap();
+    assert_eq!((config.peername.as_str(), config.allocate_by.len()), ("p0", 2));
+
+    let shutdown = Shutdown::new();
+    let listeners = async || Listeners { grpc: free_port().await.0, metrics: Some(free_port().await.0) };
+    let first = tokio::spawn(run(config.clone(), listeners().await, shutdown.clone()));
+    let lock = folder.path().join("monitor/lock");
+    until("the folder is locked", || async { lock.exists() }).await;
+    let refused = run(config, listeners().await, Shutdown::new()).await.unwrap_err();
+    assert_eq!(refused.code, Code::Rejected, "{refused}");
+    shutdown.trigger();
+    tokio::time::timeout(DEADLINE, first).await.expect("stops in time").unwrap().unwrap();
 }
