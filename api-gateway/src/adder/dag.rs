@@ -13,6 +13,13 @@ pub(super) const RAW: u64 = 0x55;
 pub(super) const DAG_PB: u64 = 0x70;
 pub(super) const DAG_CBOR: u64 = 0x71;
 
+/// Multihash code of identity: the CID holds the block.
+const IDENTITY: u64 = 0x00;
+
+pub(super) fn is_identity(cid: &Cid) -> bool {
+    cid.hash().code() == IDENTITY
+}
+
 /// The largest block that travels (connector/blocks.proto).
 pub(super) const MAX_BLOCK_BYTES: usize = 2 * 1024 * 1024;
 

@@ -22,7 +22,8 @@ pub(super) const QUEUE_BATCHES: usize = 4;
 /// From the last block sent to the answer that all are on disk.
 const FINISH_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Dropping it aborts the streams, so that no destination takes a part for the whole.
+/// Dropping it ends the streams. A connector cannot tell that from a whole upload, and need not: what it got is pinned by
+/// nobody, and goes when its hold is over.
 pub(super) struct Sink {
     destinations: Vec<Destination>,
     failed: Vec<(PeerId, Error)>,

@@ -8,14 +8,12 @@ use pinfold_common::{Cid, Code, Error, PeerId, Result};
 use tokio::sync::mpsc;
 
 use super::cluster::Allocation;
-use super::dag::{Block, Node};
+use super::dag::{Block, Node, is_identity};
 use super::sink::Sink;
 use super::{AddContext, AddParams, Done, Event};
 
 /// A client that takes no event for this long has left.
 const OUTPUT_DEADLINE: Duration = Duration::from_secs(300);
-/// Multihash code of identity: the CID holds the block.
-const IDENTITY: u64 = 0x00;
 
 pub(super) struct Upload<'a> {
     context: &'a AddContext,
@@ -30,7 +28,7 @@ impl<'a> Upload<'a> {
     }
 
     pub async fn put(&mut self, block: Block) -> Result<()> {
-        if block.cid.hash().code() == IDENTITY {
+        if is_identity(&block.cid) {
             return Ok(());
         }
         match &mut self.open {

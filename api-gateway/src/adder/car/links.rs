@@ -7,9 +7,7 @@ use pinfold_common::{Error, Result};
 use prost::Message as _;
 use serde_ipld_dagcbor::codec::DagCborCodec;
 
-use crate::adder::dag::{Block, DAG_CBOR, DAG_PB, RAW, UnixFs};
-
-const IDENTITY: u64 = 0x00;
+use crate::adder::dag::{Block, DAG_CBOR, DAG_PB, RAW, UnixFs, is_identity};
 
 /// A dag-pb node as far as links and content go; the reader of the block checks the rest.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -24,10 +22,6 @@ struct PbNode {
 struct PbLink {
     #[prost(bytes = "vec", tag = "1")]
     hash: Vec<u8>,
-}
-
-pub(super) fn is_identity(cid: &Cid) -> bool {
-    cid.hash().code() == IDENTITY
 }
 
 /// The blocks that this one needs. A CID that holds its block is looked through instead.

@@ -11,9 +11,9 @@ use futures::Stream;
 use pinfold_common::ids::Cid;
 use pinfold_common::{Error, Result};
 
-use self::links::{is_identity, links, unixfs_size};
+use self::links::{links, unixfs_size};
 use self::reader::CarReader;
-use super::dag::Block;
+use super::dag::{Block, is_identity};
 use super::importer::next_input;
 use super::upload::Upload;
 use super::{Event, Input};

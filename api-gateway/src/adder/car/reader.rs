@@ -7,8 +7,7 @@ use pinfold_common::ids::{Cid, MAX_CID_BYTES, cid_from_bytes};
 use pinfold_common::{Error, Result};
 use serde::Deserialize;
 
-use super::links::is_identity;
-use crate::adder::dag::{Block, MAX_BLOCK_BYTES};
+use crate::adder::dag::{Block, MAX_BLOCK_BYTES, is_identity};
 
 const MAX_HEADER_BYTES: usize = 1024 * 1024;
 const MAX_SECTION_BYTES: usize = MAX_CID_BYTES + MAX_BLOCK_BYTES;

@@ -74,7 +74,8 @@ fn checked_rabin(min: usize, average: usize, max: usize) -> Result<Chunker> {
         return Err(too_large());
     }
     if min > average || average > max {
-        return Err(Error::invalid(format!("chunker rabin-{min}-{average}-{max}: sizes must not fall")));
+        let message = "incorrect format: rabin-min must be smaller than rabin-avg, and rabin-avg than rabin-max";
+        return Err(Error::invalid(message));
     }
     Ok(Chunker::Rabin { min_bytes: min, average_bytes: average, max_bytes: max })
 }

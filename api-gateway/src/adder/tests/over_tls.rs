@@ -38,6 +38,16 @@ struct Connector {
     manner: Manner,
     stored: Arc<Mutex<BTreeMap<Vec<u8>, Bytes>>>,
     received_bytes: Arc<watch::Sender<u64>>,
+    open_streams: Arc<watch::Sender<i64>>,
+}
+
+/// Counts a stream until its handler is over, however it ends.
+struct OpenStream(Arc<watch::Sender<i64>>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
 }
 
 #[tonic::async_trait]
@@ -45,6 +55,8 @@ impl Blocks for Connector {
     type GetStream = stream::Empty<Result<BlockReply, Status>>;
 
     async fn put(&self, request: Request<tonic::Streaming<PutBlocks>>) -> Result<Response<PutBlocksReply>, Status> {
+        self.open_streams.send_modify(|open| *open += 1);
+        let _open = OpenStream(self.open_streams.clone());
         let mut batches = request.into_inner();
         if let Manner::WaitsFor(mut gate) = self.manner.clone() {
             gate.wait_for(|open| *open).await.map_err(|_| Status::internal("the test is over"))?;
@@ -154,7 +166,8 @@ impl Cluster3 {
         let mut connectors = Vec::new();
         for ((listener, identity), manner) in listeners.into_iter().zip(&identities).zip(manners) {
             let received_bytes = Arc::new(watch::Sender::new(0));
-            let connector = Connector { manner, stored: Arc::default(), received_bytes };
+            let open_streams = Arc::new(watch::Sender::new(0));
+            let connector = Connector { manner, stored: Arc::default(), received_bytes, open_streams };
             connectors.push(connector.clone());
             let service = BlocksServer::new(connector).max_decoding_message_size(MAX_MESSAGE_BYTES);
             let tls = Tls::new(&secret, identity, Room::Connector).unwrap();
@@ -284,4 +297,17 @@ async fn unreachable_destinations() {
     assert_eq!(failed.len(), 2);
     // One copy is below the minimum of two: one of the failed stays allocated, to fetch it.
     assert_eq!(done.pin.unwrap().allocations.len(), 2);
+}
+
+/// Goal: an upload that breaks off leaves no stream open at the destinations, and nothing in the pinset.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_input_ends_the_streams() {
+    let cluster = Cluster3::start([Manner::Good, Manner::Good, Manner::Good]).await;
+    let mut input: Vec<Result<Input>> = file("x", &Content::new(1).take(20_000_000)).into_iter().take(250).collect();
+    input.push(Err(Error::unavailable("the client has left")));
+    assert_eq!(cluster.add(input).await.unwrap_err().message, "the client has left");
+    for connector in &cluster.connectors {
+        connector.open_streams.subscribe().wait_for(|open| *open == 0).await.unwrap();
+    }
+    assert!(cluster.pins.lock().is_empty());
 }
