@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".pinfold.connector.v1.BlockReply.data")
         .bytes(".pinfold.api.v1.AddRequest.data")
         .bytes(".pinfold.consensus.v1.AppendRequest.entries")
+        .bytes(".pinfold.consensus.v1.SnapshotChunk.data")
         .compile_fds(set)?;
     Ok(())
 }
@@ -47,9 +48,8 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> std::io::Result<()> {
 
 /// The audience of each service as a table in Rust; an error names a service that declares none.
 fn check_audiences(pool: &DescriptorPool) -> Result<String, Box<dyn std::error::Error>> {
-    let extension = pool
-        .get_extension_by_name("pinfold.options.v1.audience")
-        .ok_or("the audience option is not defined")?;
+    let extension =
+        pool.get_extension_by_name("pinfold.options.v1.audience").ok_or("the audience option is not defined")?;
     let mut table = String::from("&[\n");
     for service in pool.services() {
         let options = service.options();

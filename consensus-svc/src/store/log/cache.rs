@@ -42,6 +42,8 @@ pub struct Cache {
     epoch: u64,
     /// The newest entry that is on disk.
     durable: Option<u64>,
+    /// Where a log begins from which nothing was purged: at 0, but for one that begins after a snapshot.
+    begin: u64,
     pub last: Option<LogId>,
     pub purged: Option<LogId>,
     pub committed: Option<LogId>,
@@ -60,6 +62,7 @@ impl Cache {
     pub fn loaded(
         entries: impl IntoIterator<Item = Cached>,
         max_bytes: usize,
+        begin: u64,
         last: Option<LogId>,
         purged: Option<LogId>,
         committed: Option<LogId>,
@@ -71,6 +74,7 @@ impl Cache {
             max_bytes,
             epoch: 0,
             durable: last.map(|id| id.index),
+            begin,
             last,
             purged,
             committed,
@@ -80,6 +84,11 @@ impl Cache {
             cache.push(entry);
         }
         cache
+    }
+
+    /// The index of the oldest entry there is, or could be.
+    pub fn oldest(&self) -> u64 {
+        self.purged.map_or(self.begin, |id| id.index + 1)
     }
 
     /// The index of the oldest entry in memory, or of the one that would come next.
@@ -115,8 +124,9 @@ impl Cache {
     pub fn append(&mut self, entries: Vec<Cached>) -> Result<u64> {
         for entry in entries {
             let index = entry.record.id.index;
-            // The very first entry of a log may stand anywhere: what is before it is in a snapshot.
-            if index != self.next() && self.last.or(self.purged).is_some() {
+            if self.last.or(self.purged).is_none() {
+                self.begin = index;
+            } else if index != self.next() {
                 return Err(Error::damaged(format!("append log entry {index}: {} is the next one", self.next())));
             }
             self.last = Some(entry.record.id);
@@ -142,6 +152,9 @@ impl Cache {
 
     pub fn truncate_after(&mut self, keep: Option<LogId>) {
         let keep_index = keep.map(|id| id.index);
+        if keep_index >= self.last.map(|id| id.index) {
+            return;
+        }
         while let Some((_, size)) = self.entries.pop_back_if(|(record, _)| Some(record.id.index) > keep_index) {
             self.bytes -= size.cached;
         }

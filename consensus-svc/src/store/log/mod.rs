@@ -148,7 +148,7 @@ impl Log {
         while next < end {
             let cached_from = {
                 let cache = self.0.cache.lock();
-                next = next.max(cache.purged.map_or(0, |id| id.index + 1));
+                next = next.max(cache.oldest());
                 if cache.covers(next) {
                     cache.read(next, end, max_bytes, &mut bytes, &mut found);
                     return Ok(found);
@@ -159,7 +159,7 @@ impl Log {
             if records.first().is_none_or(|(record, _)| record.id.index != next) {
                 // Purged meanwhile, or truncated.
                 let cache = self.0.cache.lock();
-                if cache.covers(next) || cache.purged.is_some_and(|id| id.index >= next) {
+                if cache.covers(next) || cache.oldest() > next {
                     continue;
                 }
                 return Err(Error::damaged(format!("log entry {next} is missing")));

@@ -84,7 +84,9 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     }
     // What is not in the log can't be applied again, so it is not worth remembering.
     let committed = committed.filter(|committed| last.or(purged).is_some_and(|last| committed.index <= last.index));
-    Ok(Cache::loaded(newest_first.into_iter().rev(), max_bytes, last, purged, committed, vote))
+    let row = sqlx::query("SELECT coalesce(min(first), 0) FROM groups").fetch_one(connection).await;
+    let begin: i64 = row.map_err(Error::sqlite(LOADING))?.get(0);
+    Ok(Cache::loaded(newest_first.into_iter().rev(), max_bytes, begin as u64, last, purged, committed, vote))
 }
 
 fn log_id(bytes: &[u8]) -> Result<LogId> {

@@ -1,0 +1,154 @@
+//! The whole state to a peer that the log can't help any more: a copy of the file, in pieces, with its SHA-256.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use openraft::errors::{NetworkError, StreamingError, Unreachable};
+use openraft::raft::SnapshotResponse;
+use pinfold_common::Error;
+use pinfold_common::channel::explain;
+use pinfold_proto::consensus as wire;
+use pinfold_proto::consensus::raft_client::RaftClient;
+use pinfold_proto::consensus::snapshot_chunk::Part;
+use pinfold_proto::storage;
+use ring::digest::{Context as Digest, SHA256};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+use tonic::transport::Channel;
+
+use super::Context;
+use crate::raft::machine::{LiveState, MachineSnapshot, SnapshotData};
+use crate::raft::types::{Types, Vote, vote_from_proto, vote_to_proto, vote_to_store};
+use crate::store::{Copy, LogId, Meta};
+
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// Copies, sends, and waits until the other side has it installed.
+pub async fn send(
+    context: &Arc<Context>,
+    target: u64,
+    client: Result<RaftClient<Channel>, Error>,
+    vote: Vote,
+    snapshot: MachineSnapshot,
+) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+    let mut client = context.observe(target, client)?;
+    // From before the copy on: what is purged after it would be missing at the other side.
+    let _transfer = context.transfers.begin();
+    let copy = match snapshot.snapshot {
+        SnapshotData::Live(LiveState(state)) => state.copy().await.map_err(broken)?,
+        SnapshotData::Received(copy) => copy,
+    };
+    let leader = vote_to_store(&vote);
+    if copy.meta.applied.is_some_and(|applied| (applied.term, applied.node) > (leader.term, leader.node)) {
+        // Another leader's entries are in it already: this leader's time is over, and its receiver would not accept
+        // a snapshot from beyond it.
+        return Err(unreachable("the state is ahead of this leadership"));
+    }
+    tracing::info!(node = target, bytes = copy.size_bytes, index = ?copy.meta.applied, "sending a snapshot");
+    let header = wire::SnapshotHeader {
+        target: Some(context.addressed(target)),
+        vote: Some(vote_to_proto(&vote)),
+        meta: Some(meta_to_proto(&copy.meta)),
+        size_bytes: copy.size_bytes,
+    };
+    let progress = Arc::new(AtomicU64::new(0));
+    let chunks = chunks(header, copy.path.clone(), progress.clone());
+    let size = copy.size_bytes;
+    let sending = async { client.snapshot(chunks).await.map_err(explain) };
+    let answer = tokio::select! {
+        answer = sending => answer,
+        stalled = stall(context, &progress, size) => Err(stalled),
+    };
+    let reply = context.observe(target, answer)?.into_inner();
+    drop_copy(copy).await;
+    let vote = reply.vote.ok_or_else(|| unreachable("a snapshot's answer without a vote"))?;
+    Ok(SnapshotResponse::new(vote_from_proto(&vote)))
+}
+
+fn unreachable(why: impl ToString) -> StreamingError<Types> {
+    StreamingError::Unreachable(Unreachable::from_string(why))
+}
+
+fn broken(why: impl ToString) -> StreamingError<Types> {
+    StreamingError::Network(NetworkError::from_string(why))
+}
+
+/// Removing a large file takes its time.
+async fn drop_copy(copy: Copy) {
+    let _ = tokio::task::spawn_blocking(move || drop(copy)).await;
+}
+
+pub fn meta_to_proto(meta: &Meta) -> storage::SnapshotMeta {
+    let index = meta.applied.map_or(0, |id| id.index);
+    storage::SnapshotMeta {
+        last_log_id: meta.applied.map(LogId::to_proto),
+        membership: Some(storage::StoredMembership {
+            log_id: meta.membership.log_id.map(LogId::to_proto),
+            membership: Some(meta.membership.membership.as_ref().clone()),
+        }),
+        id: index.to_string(),
+    }
+}
+
+/// Resolves when nothing moves any more: no piece was taken for `patience`, or the answer to the last one is overdue.
+async fn stall(context: &Context, progress: &AtomicU64, size: u64) -> Error {
+    let mut seen = 0;
+    let mut quiet = Duration::ZERO;
+    let step = context.patience / 4;
+    loop {
+        tokio::time::sleep(step).await;
+        let now = progress.load(Ordering::Acquire);
+        quiet = if now == seen { quiet + step } else { Duration::ZERO };
+        seen = now;
+        let allowed = if now >= size { context.install_timeout } else { context.patience };
+        if quiet >= allowed {
+            return Error::outcome_unknown(format!("the receiver of a snapshot stopped at {now} of {size} bytes"));
+        }
+    }
+}
+
+enum Step {
+    Header(Box<wire::SnapshotHeader>, PathBuf),
+    Data(File, Digest),
+    End,
+}
+
+/// The messages of one transfer. A read error ends the stream early: the receiver sees that the checksum is missing.
+fn chunks(
+    header: wire::SnapshotHeader,
+    path: PathBuf,
+    progress: Arc<AtomicU64>,
+) -> impl Stream<Item = wire::SnapshotChunk> + Send + 'static {
+    let message = |part| wire::SnapshotChunk { part: Some(part) };
+    stream::unfold(Step::Header(Box::new(header), path), move |step| {
+        let progress = progress.clone();
+        async move {
+            match step {
+                Step::Header(header, path) => {
+                    let file = File::open(path).await.inspect_err(warn).ok()?;
+                    Some((message(Part::Header(*header)), Step::Data(file, Digest::new(&SHA256))))
+                }
+                Step::Data(mut file, mut digest) => {
+                    let mut data = Vec::with_capacity(CHUNK_BYTES);
+                    (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.inspect_err(warn).ok()?;
+                    if data.is_empty() {
+                        let checksum = digest.finish().as_ref().to_vec();
+                        return Some((message(Part::Checksum(checksum)), Step::End));
+                    }
+                    digest.update(&data);
+                    progress.fetch_add(data.len() as u64, Ordering::AcqRel);
+                    Some((message(Part::Data(Bytes::from(data))), Step::Data(file, digest)))
+                }
+                Step::End => None,
+            }
+        }
+    })
+}
+
+fn warn(error: &std::io::Error) {
+    tracing::warn!(%error, "read a snapshot that is being sent");
+}
