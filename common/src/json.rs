@@ -487,7 +487,10 @@ mod tests {
             "{\"a\":\"\\u003cb\\u003e\\u0026\\u2028\\\"\\\\ {x}\",\"e\":[],\"o\":{},\"l\":[1,2]}\n"
         );
         let pretty = to_go_json_pretty(&value);
-        assert!(pretty.contains("    \"e\": [],\n    \"o\": {},\n    \"l\": [\n        1,\n        2\n    ]\n}\n"), "{pretty}");
+        assert!(
+            pretty.contains("    \"e\": [],\n    \"o\": {},\n    \"l\": [\n        1,\n        2\n    ]\n}\n"),
+            "{pretty}"
+        );
         assert_eq!(serde_json::from_str::<serde_json::Value>(&pretty).unwrap(), value);
     }
 

@@ -226,9 +226,7 @@ impl TryFrom<types::PinOptions> for PinOptions {
         let origins = options
             .origins
             .into_iter()
-            .map(|bytes| {
-                Multiaddr::try_from(bytes).map_err(|error| Error::invalid(format!("origins: {error}")))
-            })
+            .map(|bytes| Multiaddr::try_from(bytes).map_err(|error| Error::invalid(format!("origins: {error}"))))
             .collect::<Result<_>>()?;
         Ok(PinOptions {
             replication_factor_min: options.replication_factor_min,

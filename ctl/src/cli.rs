@@ -29,7 +29,7 @@ pub struct Cli {
 pub struct Global {
     /// API addresses, the first that answers is used: a multiaddress or host:port, separated by commas
     #[arg(
-        short = 'H',
+        short = 'l',
         long,
         env = "PINFOLD_HOST",
         default_value = "/ip4/127.0.0.1/tcp/9094",
@@ -166,9 +166,6 @@ pub enum Health {
 
 #[derive(Clone, Debug, Args)]
 pub struct PinOptions {
-    /// Copies: minimum and maximum at once; -1 for every peer
-    #[arg(short, long, allow_negative_numbers = true, value_name = "N")]
-    pub replication: Option<i32>,
     /// Fewest copies; 0 for the configured default, -1 for every peer
     #[arg(long, alias = "rmin", default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
     pub replication_min: i32,
@@ -191,9 +188,6 @@ pub struct PinOptions {
 
 #[derive(Clone, Debug, Args)]
 pub struct Wait {
-    /// Wait until it is pinned (or unpinned)
-    #[arg(short, long)]
-    pub wait: bool,
     /// How many peers must have got there; default: the pin's minimum of copies
     #[arg(long, visible_alias = "wl", default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
     pub wait_limit: i32,
@@ -208,8 +202,11 @@ pub struct Add {
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// Take folders with all that is in them
-    #[arg(short = 'R', long)]
+    #[arg(short, long)]
     pub recursive: bool,
+    /// Wait until it is pinned
+    #[arg(long)]
+    pub wait: bool,
     /// Print CIDs only
     #[arg(short, long)]
     pub quiet: bool,
@@ -217,10 +214,10 @@ pub struct Add {
     #[arg(short = 'Q', long)]
     pub quieter: bool,
     /// Put everything into one folder
-    #[arg(short = 'W', long)]
+    #[arg(short, long)]
     pub wrap_with_directory: bool,
     /// Take files whose names begin with a dot
-    #[arg(long)]
+    #[arg(short = 'H', long)]
     pub hidden: bool,
     /// Store blocks on the contacted peer only; the others fetch them
     #[arg(long)]
@@ -235,7 +232,7 @@ pub struct Add {
     #[arg(long, default_value = "balanced")]
     pub layout: String,
     /// How files are cut: size-N
-    #[arg(long, default_value = "size-262144")]
+    #[arg(long, default_value = "size-262144", value_name = "CHUNKER")]
     pub chunker: String,
     /// Leaves without a UnixFS envelope; the default for CID version 1
     #[arg(long)]
@@ -249,7 +246,7 @@ pub struct Add {
     #[command(flatten)]
     pub options: PinOptions,
     #[command(flatten)]
-    pub wait: Wait,
+    pub waiting: Wait,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -276,6 +273,12 @@ pub struct PinAdd {
     /// A CID, /ipfs/<cid>/a/b or /ipns/<name>
     #[arg(value_name = "CID|PATH")]
     pub target: Option<String>,
+    /// Copies: minimum and maximum at once; -1 for every peer
+    #[arg(short, long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    pub replication: i32,
+    /// Wait until it is pinned
+    #[arg(short, long)]
+    pub wait: bool,
     /// recursive, or direct for the one block
     #[arg(long, default_value = "recursive", value_parser = ["recursive", "direct"])]
     pub mode: String,
@@ -285,7 +288,7 @@ pub struct PinAdd {
     #[command(flatten)]
     pub options: PinOptions,
     #[command(flatten)]
-    pub wait: Wait,
+    pub waiting: Wait,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -295,8 +298,11 @@ pub struct PinRm {
     /// Print the pin instead of its status
     #[arg(long, visible_alias = "ns")]
     pub no_status: bool,
+    /// Wait until it is unpinned
+    #[arg(short, long)]
+    pub wait: bool,
     #[command(flatten)]
-    pub wait: Wait,
+    pub waiting: Wait,
 }
 
 #[derive(Clone, Debug, Args)]

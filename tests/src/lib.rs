@@ -5,4 +5,5 @@ pub mod cluster;
 pub mod content;
 pub mod house;
 pub mod kubo;
+pub mod raw;
 pub mod rest;

@@ -34,7 +34,9 @@ pub fn read(folder: &Path, environment: impl Iterator<Item = (String, String)>) 
         let source = source.to_owned();
         tree = parse(&source, &fetch(&source)?)?;
         if find(&tree, "source").is_some() {
-            return Err(Error::invalid(format!("{source}: source: a fetched configuration may not name a source itself")));
+            return Err(Error::invalid(format!(
+                "{source}: source: a fetched configuration may not name a source itself"
+            )));
         }
     }
     let mut checked = check_tree(&name, tree)?;
@@ -173,7 +175,9 @@ pub fn check(key: &Key, value: &Value) -> Result<()> {
         }
         Kind::Map if !(value.is_null() || is_object_of(value, is_text)) => bad("an object of texts, or null"),
         Kind::Lists if !(value.is_null() || is_object_of(value, is_list)) => bad("an object of lists of texts"),
-        Kind::Text | Kind::Texts | Kind::Int | Kind::Uint | Kind::Number | Kind::Bool | Kind::Map | Kind::Lists => Ok(()),
+        Kind::Text | Kind::Texts | Kind::Int | Kind::Uint | Kind::Number | Kind::Bool | Kind::Map | Kind::Lists => {
+            Ok(())
+        }
     }
 }
 

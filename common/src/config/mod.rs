@@ -214,7 +214,9 @@ impl File {
         }
         if room == Room::Consensus && !self.is_present(key) {
             let old = self.multiaddrs("cluster.listen_multiaddress")?;
-            if let Some(tcp) = old.into_iter().find(|address| address.iter().any(|part| matches!(part, Protocol::Tcp(_)))) {
+            if let Some(tcp) =
+                old.into_iter().find(|address| address.iter().any(|part| matches!(part, Protocol::Tcp(_))))
+            {
                 return Ok(tcp);
             }
         }
@@ -234,7 +236,8 @@ impl File {
                 return Ok(first);
             }
         }
-        let listening = address::host_port(&self.listen(room)?).map_err(|error| error.context(listen_key_name(room)))?;
+        let listening =
+            address::host_port(&self.listen(room)?).map_err(|error| error.context(listen_key_name(room)))?;
         match listening.rsplit_once(':') {
             Some(("0.0.0.0" | "[::]", port)) => Ok(format!("{}:{port}", outward_address())),
             _ => Ok(listening),

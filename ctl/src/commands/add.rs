@@ -41,7 +41,7 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: Add) -> Outcome
         }
     };
     let root = ids::cid_from_bytes(&done.root)?;
-    if arguments.wait.wait && !arguments.no_pin {
+    if arguments.wait && !arguments.no_pin {
         wait_for(client, &root, &done, &arguments, &bar).await?;
     }
     bar.finish_and_clear();
@@ -116,7 +116,7 @@ fn print_added(encoding: Encoding, arguments: &Add, added: &api::Added) -> Outco
 async fn wait_for(client: &Client, root: &Cid, done: &api::Done, arguments: &Add, bar: &ProgressBar) -> Outcome {
     let minimum = done.pin.as_ref().and_then(|pin| pin.options.as_ref()).map_or(0, |pin| pin.replication_factor_min);
     bar.set_message("pinning");
-    wait::until(client, root, Target::Pinned { minimum }, &arguments.wait, |info| {
+    wait::until(client, root, Target::Pinned { minimum }, &arguments.waiting, |info| {
         let pinned = |peer: &&api::PeerStatus| TrackerStatus::from_proto(peer.status) == TrackerStatus::Pinned;
         bar.set_message(format!("pinned on {} peers", info.peers.iter().filter(pinned).count()));
     })
@@ -302,12 +302,8 @@ async fn read_path(path: PathBuf, name: String, hidden: bool, sender: &Sender, b
 }
 
 async fn send_entry(sender: &Sender, path: &str, kind: entry::Kind, target: &str, size: u64) -> Outcome {
-    let entry = api::Entry {
-        path: path.to_owned(),
-        kind: kind as i32,
-        symlink_target: target.to_owned(),
-        size_bytes: size,
-    };
+    let entry =
+        api::Entry { path: path.to_owned(), kind: kind as i32, symlink_target: target.to_owned(), size_bytes: size };
     send(sender, api::AddRequest { part: Some(add_request::Part::Entry(entry)) }).await
 }
 

@@ -24,8 +24,7 @@ pub fn run(global: &Global, arguments: Init) -> Outcome {
         return Ok(());
     }
     let keys = overrides(&arguments)?;
-    std::fs::create_dir_all(&folder)
-        .map_err(|error| Failure::local(format!("making {}", folder.display()), error))?;
+    std::fs::create_dir_all(&folder).map_err(|error| Failure::local(format!("making {}", folder.display()), error))?;
     let failed = |error: pinfold_common::Error| Failure::local("initialising", error);
     write_new(&folder, keys).map_err(failed)?;
     eprintln!("configuration written to {}.", folder.join(FILE_NAME).display());
@@ -40,7 +39,9 @@ pub fn run(global: &Global, arguments: Init) -> Outcome {
 
 fn overrides(arguments: &Init) -> Outcome<Overrides> {
     let secret = match &arguments.secret {
-        Some(text) => ClusterSecret::parse(text).map_err(|error| Failure::local("reading the cluster secret", error))?,
+        Some(text) => {
+            ClusterSecret::parse(text).map_err(|error| Failure::local("reading the cluster secret", error))?
+        }
         None => ClusterSecret::generate(),
     };
     let ports = Ports::of(0, arguments.port_offset).map_err(|error| Failure::local("reading --port-offset", error))?;

@@ -12,8 +12,8 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: Status) -> Outc
         let request = StatusRequest { cid: cid.0.to_bytes(), local: arguments.local };
         return output::print_status(encoding, &client.pins().status(request).await?.into_inner());
     }
-    let filter = Filter::parse(&arguments.filter)
-        .map_err(|_| Failure::local("parsing filter flag", "invalid filter name"))?;
+    let filter =
+        Filter::parse(&arguments.filter).map_err(|_| Failure::local("parsing filter flag", "invalid filter name"))?;
     let request = StatusAllRequest {
         after: Vec::new(),
         limit: 0,

@@ -118,7 +118,10 @@ async fn show(cluster: &Cluster, programs: &Programs, took: Duration) {
             println!("IPFS: embedded nodes; offline, content comes from these peers only");
         }
         Ipfs::Embedded { gateways } => {
-            println!("IPFS: embedded nodes; what no peer holds is fetched from {} (--offline: not)", gateways.join(", "));
+            println!(
+                "IPFS: embedded nodes; what no peer holds is fetched from {} (--offline: not)",
+                gateways.join(", ")
+            );
         }
         Ipfs::StartKubo => println!("IPFS: a Kubo daemon beside each peer, repository <folder>/kubo"),
         Ipfs::RunningKubo(list) => println!("IPFS: the running Kubo daemons at {}", list.join(", ")),

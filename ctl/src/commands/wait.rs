@@ -15,7 +15,9 @@ const POLL: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy)]
 pub enum Target {
     /// With the pin's minimum of copies; -1: everywhere.
-    Pinned { minimum: i32 },
+    Pinned {
+        minimum: i32,
+    },
     Unpinned,
 }
 

@@ -31,9 +31,9 @@ impl Ipfs {
     /// `embedded`, `kubo`, or `kubo=<multiaddress or URL>,…`.
     pub fn parse(text: &str, peers: u16, offline: bool) -> Result<Ipfs> {
         match text.split_once('=') {
-            None if text == "embedded" => Ok(Ipfs::Embedded {
-                gateways: if offline { Vec::new() } else { vec![DEFAULT_GATEWAY.to_owned()] },
-            }),
+            None if text == "embedded" => {
+                Ok(Ipfs::Embedded { gateways: if offline { Vec::new() } else { vec![DEFAULT_GATEWAY.to_owned()] } })
+            }
             None if text == "kubo" => Ok(Ipfs::StartKubo),
             Some(("kubo", list)) => {
                 let addresses: Vec<String> = list.split(',').map(kubo_address).collect::<Result<_>>()?;
@@ -109,7 +109,8 @@ impl Cluster {
         let mut peers: Vec<Peer> = Vec::new();
         for (index, peer_folder) in folders.iter().enumerate() {
             // Peers that have met keep each other's addresses, so the flag costs nothing later (beh:B3.8).
-            let bootstrap: Vec<String> = peers.first().map(|first| first.bootstrap_address.clone()).into_iter().collect();
+            let bootstrap: Vec<String> =
+                peers.first().map(|first| first.bootstrap_address.clone()).into_iter().collect();
             let tell = tell.clone();
             let named: Tell = Arc::new(move |service, sentence| tell(&format!("peer {index}: {service}"), sentence));
             peers.push(Peer::start(peer_folder, &options.programs, &bootstrap, named)?);
@@ -230,8 +231,9 @@ async fn start_kubos(options: &Options, folders: &[PathBuf], tell: &Tell) -> Res
     }
     let program = kubo::program()?;
     for (index, folder) in folders.iter().enumerate() {
-        let ports = std::fs::read_to_string(folder.join("kubo.ports"))
-            .map_err(|_| LocalError::new(format!("{} was made without Kubo: give another --folder", folder.display())))?;
+        let ports = std::fs::read_to_string(folder.join("kubo.ports")).map_err(|_| {
+            LocalError::new(format!("{} was made without Kubo: give another --folder", folder.display()))
+        })?;
         let mut ports = ports.split_whitespace().filter_map(|port| port.parse::<u16>().ok());
         let (Some(rpc), Some(swarm)) = (ports.next(), ports.next()) else {
             return Err(LocalError::new(format!("{} is damaged", folder.join("kubo.ports").display())));
@@ -253,7 +255,9 @@ mod tests {
     /// Goal: what --ipfs takes, and that a wrong count is said.
     #[test]
     fn ipfs_argument() {
-        assert!(matches!(Ipfs::parse("embedded", 3, true).unwrap(), Ipfs::Embedded { gateways } if gateways.is_empty()));
+        assert!(
+            matches!(Ipfs::parse("embedded", 3, true).unwrap(), Ipfs::Embedded { gateways } if gateways.is_empty())
+        );
         assert!(matches!(Ipfs::parse("kubo", 3, false).unwrap(), Ipfs::StartKubo));
         let Ipfs::RunningKubo(list) =
             Ipfs::parse("kubo=/ip4/127.0.0.1/tcp/5001,http://127.0.0.1:5002/", 2, false).unwrap()

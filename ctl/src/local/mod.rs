@@ -60,7 +60,9 @@ impl Programs {
             }
         }
         on_path(name).ok_or_else(|| {
-            LocalError::new(format!("the program {name} is neither beside ctl nor on the PATH: build all with `cargo build`"))
+            LocalError::new(format!(
+                "the program {name} is neither beside ctl nor on the PATH: build all with `cargo build`"
+            ))
         })
     }
 }

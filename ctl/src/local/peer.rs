@@ -100,7 +100,8 @@ impl Peer {
                 State::Stopped => return Ok(Some(format!("{} is stopped", service.name()))),
             }
         }
-        let mut client = api::cluster_client::ClusterClient::new(self.channel()?).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client =
+            api::cluster_client::ClusterClient::new(self.channel()?).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let health = match client.health(api::HealthRequest {}).await {
             Ok(health) => health.into_inner(),
             Err(_) => return Ok(Some("api-gateway does not answer yet".to_owned())),

@@ -34,15 +34,18 @@ impl Ports {
                 kubo_swarm: port(4001)?,
             })
         };
-        all().ok_or_else(|| LocalError::new(format!("--port-offset {offset}: ports of peer {index} would exceed 65535")))
+        all()
+            .ok_or_else(|| LocalError::new(format!("--port-offset {offset}: ports of peer {index} would exceed 65535")))
     }
 
     /// Ports that nobody uses now, for tests: the kernel gives them out, all held until the last is known.
     pub fn free() -> std::io::Result<Ports> {
         let held: Vec<TcpListener> =
             (0..10).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<std::io::Result<_>>()?;
-        let ports: Vec<u16> =
-            held.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect::<Result<_, _>>()?;
+        let ports: Vec<u16> = held
+            .iter()
+            .map(|listener| listener.local_addr().map(|address| address.port()))
+            .collect::<Result<_, _>>()?;
         Ok(Ports {
             gateway: ports[0],
             consensus: ports[1],

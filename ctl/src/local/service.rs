@@ -37,9 +37,13 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Starting,
-    Running { pid: u32 },
+    Running {
+        pid: u32,
+    },
     /// Died; it is started again.
-    BackingOff { why: String },
+    BackingOff {
+        why: String,
+    },
     /// Refuses to run: exit code 78. The log says why.
     Refused,
     Stopped,

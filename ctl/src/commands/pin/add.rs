@@ -13,10 +13,14 @@ use crate::commands::wait::Target;
 pub async fn run(client: &Client, encoding: Encoding, arguments: PinAdd) -> Outcome {
     let target = arguments.target.ok_or_else(|| Failure::local("pinning", "a CID or a path is needed"))?;
     let cid = as_cid(&target)?;
+    let mut chosen = options(&arguments.options)?;
+    if arguments.replication != 0 {
+        (chosen.replication_factor_min, chosen.replication_factor_max) = (arguments.replication, arguments.replication);
+    }
     let request = types::PinRequest {
         cid: cid.map(|cid| cid.to_bytes()).unwrap_or_default(),
         max_depth: mode_from_name(&arguments.mode).depth(),
-        options: Some(options(&arguments.options)?),
+        options: Some(chosen),
         user_allocations: user_allocations(&arguments.options),
         ..types::PinRequest::from(PinRequest::new(placeholder()))
     };
@@ -29,8 +33,8 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: PinAdd) -> Outc
         }
     };
     let show = (arguments.no_status, PinSource::Submitted);
-    finish(client, encoding, item.into_inner(), &arguments.wait, show, |pin| Target::Pinned {
-        minimum: pin.options.replication_factor_min,
+    finish(client, encoding, item.into_inner(), arguments.wait.then_some(&arguments.waiting), show, |pin| {
+        Target::Pinned { minimum: pin.options.replication_factor_min }
     })
     .await
 }

@@ -24,10 +24,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// The options as the API takes them.
 pub fn options(arguments: &PinOptions) -> Outcome<types::PinOptions> {
-    let (min, max) = match arguments.replication {
-        Some(both) if both != 0 => (both, both),
-        Some(_) | None => (arguments.replication_min, arguments.replication_max),
-    };
     let expire_at = match arguments.expire_in {
         None => Timestamp::default(),
         Some(duration) => Timestamp::from(SystemTime::now())
@@ -36,8 +32,8 @@ pub fn options(arguments: &PinOptions) -> Outcome<types::PinOptions> {
     };
     let metadata: BTreeMap<String, String> = arguments.metadata.iter().cloned().collect();
     let options = pinfold_common::pin::PinOptions {
-        replication_factor_min: min,
-        replication_factor_max: max,
+        replication_factor_min: arguments.replication_min,
+        replication_factor_max: arguments.replication_max,
         name: arguments.name.clone(),
         shard_size_bytes: 0,
         metadata,
@@ -70,16 +66,16 @@ async fn finish(
     client: &Client,
     encoding: Encoding,
     item: api::PinnedItem,
-    wait: &Wait,
+    wait: Option<&Wait>,
     show: (bool, PinSource),
     target: impl Fn(&Pin) -> Target,
 ) -> Outcome {
     let (no_status, source) = show;
     let pin = item.pin.ok_or_else(|| Failure::local("reading the answer", "it has no pin"))?;
     let parsed = Pin::try_from(pin.clone())?;
-    let reached = match wait.wait {
-        true => Some(wait::until(client, &parsed.cid, target(&parsed), wait, |_| {}).await?),
-        false => None,
+    let reached = match wait {
+        Some(wait) => Some(wait::until(client, &parsed.cid, target(&parsed), wait, |_| {}).await?),
+        None => None,
     };
     if no_status {
         return output::print_pin(encoding, pin, source);

@@ -18,5 +18,8 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: PinRm) -> Outco
         }
     };
     let show = (arguments.no_status, PinSource::State);
-    finish(client, encoding, item.into_inner(), &arguments.wait, show, |_| Target::Unpinned).await
+    finish(client, encoding, item.into_inner(), arguments.wait.then_some(&arguments.waiting), show, |_| {
+        Target::Unpinned
+    })
+    .await
 }
