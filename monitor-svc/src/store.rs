@@ -213,7 +213,7 @@ impl Owner {
                 let _ = reply.send(self.known.names());
             }
             Command::Verdicts(reply) => {
-                let warming_up = self.known.is_warming_up(now);
+                let warming_up = self.known.is_warming_up();
                 let _ = reply.send(Verdicts { verdicts: self.known.verdicts(now), warming_up });
             }
             Command::Alerts(reply) => {

@@ -64,6 +64,10 @@ impl Entry {
         &self.metric
     }
 
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
     pub fn is_expired(&self, now: Instant) -> bool {
         now >= self.expires
     }

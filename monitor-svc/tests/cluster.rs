@@ -250,7 +250,7 @@ async fn a_peer_goes_and_comes_back() {
 }
 
 /// Goal: a monitor that starts in a cluster that runs is warm by what the others know, at once: it need not wait for
-/// the next measurements of their connectors. Only its own must publish again.
+/// the next measurements of anybody's connector.
 #[tokio::test(flavor = "multi_thread")]
 async fn warm_start() {
     let mut peers = peers(3).await;
@@ -263,7 +263,6 @@ async fn warm_start() {
     until("all know all", || async { peers[0].free_space().await.len() == 3 }).await;
     peers[0].stop().await;
     peers[0].start("p0").await;
-    peers[0].publish(1000).await;
     let allocate = async || call("allocate", DEADLINE, peers[0].monitor().allocate(batch(0..1, 3))).await;
     until("allocated", || async {
         match allocate().await {

@@ -23,7 +23,7 @@ use crate::ping::{Beat, Sequence, bounded};
 use crate::window::{Accepted, Entry, FREESPACE, MAX_NAMES_PER_PEER, PING, REPOSIZE, Source, Windows};
 
 /// How long a monitor waits for members it has not heard of before it allocates without them (protocols.md 5).
-pub const WARM_UP: Duration = Duration::from_secs(5);
+pub const WARM_UP: Duration = Duration::from_secs(10);
 /// Metrics in one message of one peer.
 pub const MAX_METRICS_PER_PUSH: usize = MAX_NAMES_PER_PEER + 1;
 
@@ -88,6 +88,9 @@ impl Known {
     /// To be called every second, and before anything else is asked.
     pub fn observe(&mut self, now: Now) {
         self.liveness.observe(now.instant);
+        if !self.is_warm {
+            self.is_warm = self.awaited(now).is_none();
+        }
     }
 
     /// The peerset as it is now.
@@ -129,7 +132,8 @@ impl Known {
     /// This peer's measurements that have not expired, for the others.
     pub fn own_measurements(&self, now: Now) -> Vec<Entry> {
         let own = self.windows.of(&self.rules.own);
-        own.filter(|entry| entry.metric().name != PING && !entry.is_expired(now.instant)).cloned().collect()
+        let is_ours = |entry: &&Entry| entry.metric().name != PING && entry.source() == Source::Itself;
+        own.filter(is_ours).filter(|entry| !entry.is_expired(now.instant)).cloned().collect()
     }
 
     /// This peer's own ping, which it believes like those of others.
@@ -184,7 +188,9 @@ impl Known {
         let mut ping_ttls: HashMap<PeerId, Duration> = HashMap::new();
         for metric in reply.metrics {
             let Ok(peer) = peer_from_bytes(&metric.peer) else { continue };
-            if peer == self.rules.own || !self.liveness.is_member(&peer) {
+            // What this peer's connector measured is known to the others after a restart; of its pings it needs no news.
+            let is_news = peer != self.rules.own || metric.name != PING;
+            if !is_news || !self.liveness.is_member(&peer) {
                 continue;
             }
             if metric.name == PING {
@@ -251,9 +257,6 @@ impl Known {
     pub fn allocate(&mut self, items: &[Item], now: Now) -> Result<Vec<Outcome>, MonitorError> {
         self.ledger.settle(now.instant);
         let awaited = self.awaited(now);
-        if !self.is_warm {
-            self.is_warm = awaited.is_none();
-        }
         if let (false, Some(reason)) = (self.is_warm, &awaited) {
             return Err(MonitorError::WarmingUp(reason.clone()));
         }
@@ -305,8 +308,8 @@ impl Known {
     }
 
     /// Whether an allocation now would have to wait for somebody.
-    pub fn is_warming_up(&self, now: Now) -> bool {
-        !self.is_warm && self.awaited(now).is_some()
+    pub fn is_warming_up(&self) -> bool {
+        !self.is_warm
     }
 
     fn rows(&self, now: Now) -> Vec<Row<'_>> {

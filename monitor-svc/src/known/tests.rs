@@ -97,6 +97,7 @@ impl Scene {
     }
 
     fn allocate(&mut self, items: &[Item]) -> Result<Vec<Outcome>, MonitorError> {
+        self.known.observe(self.now);
         self.known.allocate(items, self.now)
     }
 
@@ -119,10 +120,10 @@ impl Scene {
 fn alone() {
     let mut scene = scene(1);
     assert!(matches!(scene.allocate(&[item(0, 1, 1)]), Err(MonitorError::WarmingUp(_))));
-    assert!(scene.known.is_warming_up(scene.now));
+    assert!(scene.known.is_warming_up());
     scene.space(0, 1000);
     assert_eq!(scene.allocate(&[item(0, 1, 1)]), Ok(vec![Outcome::Peers(vec![scene.peers[0]])]));
-    assert!(!scene.known.is_warming_up(scene.now));
+    assert!(!scene.known.is_warming_up());
 }
 
 /// Goal: a monitor that just started says "warming up", never "not enough peers", until it heard of everybody or had
@@ -179,17 +180,19 @@ fn warm_start_by_pull() {
     let mut young = Known::new(rules, Sequence::start(), elder.now);
     young.follow(elder.known.view.clone(), elder.now);
     young.publish(vec![metric(FREESPACE, 1000)], elder.now).unwrap();
+    young.observe(elder.now);
     assert!(matches!(young.allocate(&[item(0, 2, 2)], elder.now), Err(MonitorError::WarmingUp(_))));
     let mut reply = elder.known.pull(elder.now);
     assert!(reply.metrics.iter().filter(|metric| metric.name == FREESPACE).all(|metric| metric.ttl_ms == 20_000));
     young.pulled(elder.peers[0], reply.clone(), elder.now);
     // The elder's own ping is its own matter: here it comes by push.
     young.push(elder.peers[0], vec![metric(PING, 0)], Some(PingDetail::default()), elder.now).unwrap();
+    young.observe(elder.now);
     assert!(matches!(young.allocate(&[item(0, 3, 3)], elder.now).unwrap()[0], Outcome::Peers(_)));
     // 20 s later the pulled metrics have expired, those it got itself have not.
     let later = Now { instant: elder.now.instant + Duration::from_secs(20), ..elder.now };
     assert_eq!(young.latest(FREESPACE, later).len(), 1);
-    // Nobody can speak of strangers or of this peer.
+    // What its own connector said is not replaced by what others say of it.
     for metric in &mut reply.metrics {
         metric.peer = elder.peers[1].to_bytes();
         metric.sequence = u64::MAX;
