@@ -5,3 +5,4 @@ mod house_rules;
 mod kubo;
 mod pinning;
 mod restarts;
+mod wire;

@@ -46,8 +46,7 @@ const UNKNOWN_CONTENT: &str = "bafkreiaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 /// Three peers that pin everywhere by default, as the recorded ones did.
 async fn everywhere() -> TestCluster {
-    let everywhere =
-        vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
+    let everywhere = vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
     TestCluster::with(3, Ipfs::Embedded { gateways: Vec::new() }, everywhere).await
 }
 
@@ -70,9 +69,10 @@ async fn answers_have_the_shape_of_the_originals() {
     let cluster = everywhere().await;
     let mut wrong = Vec::new();
     for mut sample in samples {
-        for difference in differences::DIFFERENCES.iter().filter(|difference| difference.samples.contains(&&*sample.name)) {
-            assert!(!difference.why.is_empty());
-            (difference.correct)(&mut sample);
+        for difference in differences::DIFFERENCES {
+            if difference.samples.contains(&sample.name.as_str()) {
+                (difference.correct)(&mut sample);
+            }
         }
         before(&cluster, sample.number()).await;
         let request = adapted(&cluster, &sample.request);
@@ -80,8 +80,10 @@ async fn answers_have_the_shape_of_the_originals() {
         let mut found = Vec::new();
         compare(&sample, &reply, &mut found);
         if !found.is_empty() {
+            let on_purpose = differences::DIFFERENCES.iter().filter(|one| one.samples.contains(&sample.name.as_str()));
+            let on_purpose: Vec<&str> = on_purpose.map(|difference| difference.why).collect();
             wrong.push(format!(
-                "{}: {} {}\n    {}\n    answer: {} {}",
+                "{}: {} {}\n    {}\n    answer: {} {}\n    corrected beforehand: {on_purpose:?}",
                 sample.name,
                 request.method,
                 request.target,
@@ -100,7 +102,8 @@ async fn before(cluster: &TestCluster, number: u32) {
         // The first pings and measurements.
         1 => {
             eventually("metrics of all three peers", || async {
-                let names: Vec<String> = serde_json::from_slice(&ask(cluster, "GET /monitor/metrics").await.body).ok()?;
+                let names: Vec<String> =
+                    serde_json::from_slice(&ask(cluster, "GET /monitor/metrics").await.body).ok()?;
                 let reply = ask(cluster, "GET /monitor/metrics/freespace").await;
                 (names.len() >= 4 && reply.json().as_array()?.len() == 3).then_some(())
             })
@@ -148,7 +151,10 @@ fn compare(sample: &Sample, reply: &Reply, wrong: &mut Vec<String>) {
             wrong.push(format!("{name}: {:?} instead of {:?}", reply.header(name), expected.header(name)));
         }
     }
-    if reply.trailers != expected.trailers {
+    let trailers = |reply: &Reply| -> Vec<(String, String)> {
+        reply.trailers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+    };
+    if trailers(reply) != trailers(expected) {
         wrong.push(format!("trailers {:?} instead of {:?}", reply.trailers, expected.trailers));
     }
     // A stream can't know its length; for a document either is right.
@@ -164,7 +170,11 @@ fn compare(sample: &Sample, reply: &Reply, wrong: &mut Vec<String>) {
         "22-status-filter" => {
             let shown = |cid: &Value| actual.iter().any(|document| document["cid"] == *cid);
             let everywhere = expected.iter().filter(|document| document["allocations"] == json!([]));
-            wrong.extend(everywhere.filter(|document| !shown(&document["cid"])).map(|document| format!("no {}", document["cid"])));
+            wrong.extend(
+                everywhere
+                    .filter(|document| !shown(&document["cid"]))
+                    .map(|document| format!("no {}", document["cid"])),
+            );
         }
         "40-metrics-names" => {
             let sorted = |documents: &[Value]| {
@@ -177,13 +187,16 @@ fn compare(sample: &Sample, reply: &Reply, wrong: &mut Vec<String>) {
             }
             return;
         }
-        _ if expected.len() != actual.len() => wrong.push(format!("{} documents instead of {}", actual.len(), expected.len())),
+        _ if expected.len() != actual.len() => {
+            wrong.push(format!("{} documents instead of {}", actual.len(), expected.len()))
+        }
         _ => {}
     }
     for (at, document) in actual.iter().enumerate() {
         // The order of a stream of pins or states is not specified; that of an upload is.
         let is_added = sample.request.target.starts_with("/add");
-        let same = expected.iter().find(|other| !is_added && other["cid"].is_string() && other["cid"] == document["cid"]);
+        let same =
+            expected.iter().find(|other| !is_added && other["cid"].is_string() && other["cid"] == document["cid"]);
         let Some(other) = same.or_else(|| expected.get(at)).or_else(|| expected.first()) else {
             wrong.push(format!("a document where the original has none: {document}"));
             continue;

@@ -28,9 +28,13 @@ impl Sample {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(path).unwrap();
         let (asked, answered) = text.split_at(text.find("HTTP/1.1 ").unwrap_or_else(|| panic!("{name}: no answer")));
-        let mut asked = asked.lines().filter_map(|line| line.strip_prefix("> "));
+        let asked = asked.lines().filter_map(|line| line.strip_prefix("> "));
         let request = asked.fold(Request::line(&text.lines().next().unwrap()[2..]), |request, line| {
-            if request.target == line.split_once(' ').map_or("", |(_, target)| target) { request } else { with(request, line) }
+            if request.target == line.split_once(' ').map_or("", |(_, target)| target) {
+                request
+            } else {
+                with(request, line)
+            }
         });
         let files: Vec<(String, Vec<u8>)> = text.lines().filter_map(uploaded).collect();
         let parts: Vec<Part<'_>> = files.iter().map(|(name, data)| Part::file(name, data)).collect();
@@ -41,7 +45,8 @@ impl Sample {
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
         let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
         let headers = lines.filter_map(field).collect();
-        let (trailers, body): (Vec<&str>, Vec<&str>) = body.lines().partition(|line| line.starts_with("X-Stream-Error:"));
+        let (trailers, body): (Vec<&str>, Vec<&str>) =
+            body.lines().partition(|line| line.starts_with("X-Stream-Error:"));
         let body: String = body.iter().filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
         let mut answer = Reply { status, headers, body: body.into_bytes(), ..Reply::default() };
         answer.trailers = trailers.into_iter().filter_map(field).collect();

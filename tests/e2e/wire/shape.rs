@@ -31,8 +31,15 @@ const LITERAL: &[&str] = &[
 ];
 
 /// Objects whose keys are identifiers: as many of them, in sorted order.
-const MAPS: &[&str] =
-    &["cluster_links", "cluster_to_ipfs", "cluster_trust_links", "id_to_peername", "ipfs_links", "metadata", "peer_map"];
+const MAPS: &[&str] = &[
+    "cluster_links",
+    "cluster_to_ipfs",
+    "cluster_trust_links",
+    "id_to_peername",
+    "ipfs_links",
+    "metadata",
+    "peer_map",
+];
 
 /// Keys that ours adds at the end of an object, and in which one.
 const EXTRA: &[(&str, &[&str])] = &[("peer_map", &["reason", "next_try"])];
@@ -60,10 +67,14 @@ pub fn compare(path: &str, expected: &Value, actual: &Value, wrong: &mut Vec<Str
     let key = key.split('[').next().unwrap_or_default();
     match (expected, actual) {
         (Value::Null, Value::Null) => {}
-        (Value::Bool(_), Value::Bool(_)) | (Value::Number(_), Value::Number(_)) => literal(path, key, expected, actual, wrong),
+        (Value::Bool(_), Value::Bool(_)) | (Value::Number(_), Value::Number(_)) => {
+            literal(path, key, expected, actual, wrong)
+        }
         (Value::String(expected), Value::String(actual)) => text(path, key, expected, actual, wrong),
         (Value::Array(expected), Value::Array(actual)) => list(path, key, expected, actual, wrong),
-        (Value::Object(expected), Value::Object(actual)) if MAPS.contains(&key) => map(path, key, expected, actual, wrong),
+        (Value::Object(expected), Value::Object(actual)) if MAPS.contains(&key) => {
+            map(path, key, expected, actual, wrong)
+        }
         (Value::Object(expected), Value::Object(actual)) => object(path, key, expected, actual, wrong),
         _ => wrong.push(format!("{path}: {actual} instead of {expected}")),
     }
@@ -115,7 +126,9 @@ fn map(path: &str, key: &str, expected: &Map<String, Value>, actual: &Map<String
         wrong.push(format!("{path}: its keys are not sorted"));
     }
     if key == "metadata" {
-        return if expected != actual { wrong.push(format!("{path}: {actual:?} instead of {expected:?}")) };
+        return if expected != actual {
+            wrong.push(format!("{path}: {actual:?} instead of {expected:?}"))
+        };
     }
     let status = |value: &Value| value["status"].as_str().unwrap_or_default().to_owned();
     let statuses = |map: &Map<String, Value>| -> Vec<String> {
