@@ -1,1 +1,51 @@
-fn main() {}
+//! Arguments, configuration, telemetry, ports, `run`, exit code. Nothing else.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use consensus_svc::config::Config;
+use consensus_svc::error::{Error, Result};
+use consensus_svc::{Listeners, run};
+use pinfold_common::config::{Args, File, listen_key_name};
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::tls::Room;
+use pinfold_common::{server, telemetry};
+
+/// The pinset and the peerset of a Pinfold peer.
+#[derive(Parser)]
+#[command(name = "consensus-svc", version)]
+struct Command {
+    #[command(flatten)]
+    args: Args,
+    /// Multiaddresses, with /p2p/<peer ID>, of members of the cluster to join; separated by commas
+    #[arg(short = 'j', long, value_name = "ADDRESSES")]
+    bootstrap: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match start(Command::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "consensus-svc stops");
+            eprintln!("consensus-svc: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+async fn start(command: Command) -> Result<()> {
+    let file = File::load(&command.args)?;
+    let _telemetry = telemetry::init(Room::Consensus, &file.telemetry(Room::Consensus)?)?;
+    let config = Config::from_file(&file, &command.bootstrap)?;
+    let grpc = server::bind(listen_key_name(Room::Consensus), &file.listen(Room::Consensus)?).await?;
+    let metrics = match file.metrics_listen(Room::Consensus)? {
+        Some(address) => Some(server::bind("services.consensus.metrics_multiaddress", &address).await?),
+        None => None,
+    };
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().map_err(|error| {
+        Error::Common(pinfold_common::Error::internal(format!("listen for signals: {error}")))
+    })?;
+    run(config, Listeners { grpc, metrics }, shutdown).await
+}

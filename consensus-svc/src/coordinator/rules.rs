@@ -339,11 +339,8 @@ mod tests {
     fn peers(states: &[State]) -> PeerTable {
         let mut table = PeerTable::default();
         for (number, state) in (1..).zip(states) {
-            let mut row = types::Peer {
-                peer_id: peer(number).to_bytes(),
-                node_id: u64::from(number),
-                ..types::Peer::default()
-            };
+            let mut row =
+                types::Peer { peer_id: peer(number).to_bytes(), node_id: u64::from(number), ..types::Peer::default() };
             row.set_state(*state);
             table.rows.insert(row.node_id, row);
         }

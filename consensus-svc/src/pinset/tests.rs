@@ -94,7 +94,9 @@ fn what_was_decided_on_an_old_revision_is_stale() {
     assert_eq!(run(&mut view, 9, Kind::Unpin(old)), stale(Stale::Moved));
     let any = storage::Unpin { cid: vec![1], expected_revision: 0, request_key: Vec::new() };
     let removed = run(&mut view, 10, Kind::Unpin(any.clone()));
-    assert!(matches!(&removed, Outcome::Items(items) if matches!(&items[0], ItemOutcome::Removed(pin) if pin.revision == 8)));
+    assert!(
+        matches!(&removed, Outcome::Items(items) if matches!(&items[0], ItemOutcome::Removed(pin) if pin.revision == 8))
+    );
     assert_eq!(run(&mut view, 11, Kind::Unpin(any)), Outcome::Items(vec![ItemOutcome::Absent]));
     assert_eq!(view.pin_count, 0);
 }
@@ -218,7 +220,9 @@ fn replace_is_one_step() {
     assert_eq!(run(&mut view, 3, replace(1)), both_stale);
     assert_eq!(view.pin_count, 1);
     let done = run(&mut view, 4, replace(2));
-    assert!(matches!(&done, Outcome::Items(items) if matches!(items[0], ItemOutcome::Removed(_)) && items[1] == ItemOutcome::Written(4)));
+    assert!(
+        matches!(&done, Outcome::Items(items) if matches!(items[0], ItemOutcome::Removed(_)) && items[1] == ItemOutcome::Written(4))
+    );
     assert_eq!((view.pin_count, view.pins[[1].as_slice()].is_some()), (1, false));
     assert_eq!(run(&mut view, 5, replace(2)), both_stale);
 }
@@ -230,12 +234,8 @@ fn moves_settles_and_expires() {
     let mut dying = pin(1);
     dying.options.as_mut().unwrap().expire_at_seconds = NOW + 10;
     run(&mut view, 2, puts(vec![put(dying, 0)]));
-    let step = storage::Move {
-        cid: vec![1],
-        expected_revision: 2,
-        allocations: vec![peer_id(2)],
-        leaving: vec![peer_id(1)],
-    };
+    let step =
+        storage::Move { cid: vec![1], expected_revision: 2, allocations: vec![peer_id(2)], leaving: vec![peer_id(1)] };
     let moves = Kind::Reallocate(storage::Reallocate { moves: vec![step] });
     assert_eq!(run(&mut view, 3, moves.clone()), written(3));
     assert_eq!(run(&mut view, 4, moves), stale(Stale::Moved));
@@ -246,7 +246,9 @@ fn moves_settles_and_expires() {
     assert_eq!(run(&mut view, 6, expire.clone()), stale(Stale::Moved));
     let mut later = command(expire);
     later.at = Some(types::Time { seconds: NOW + 10, nanos: 0 });
-    assert!(matches!(run_command(&mut view, 7, &later), Outcome::Items(items) if matches!(items[0], ItemOutcome::Removed(_))));
+    assert!(
+        matches!(run_command(&mut view, 7, &later), Outcome::Items(items) if matches!(items[0], ItemOutcome::Removed(_)))
+    );
 }
 
 /// Goal: a joiner's node ID comes from the log, a member that joins again keeps its row, a removed node stays removed

@@ -1,0 +1,315 @@
+//! This room's sections of `service.json`: `consensus.raft`, `services.consensus`, and what the coordinator needs of
+//! `cluster`. A plain, checked struct; every message names the key.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pinfold_common::address::{host_port, multiaddr_of, parse_multiaddr, peer_of};
+use pinfold_common::config::File;
+use pinfold_common::identity::Identity;
+use pinfold_common::ids::parse_peer_id;
+use pinfold_common::tls::{ClusterSecret, Room};
+use pinfold_common::{Error, PeerId, Result, VERSION};
+use pinfold_proto::{WIRE_VERSION, types};
+
+use crate::coordinator::rules::{self, Factors};
+use crate::raft::RaftConfig;
+
+/// Timers below this are below what the scheduler can keep (config.md 4).
+const SHORTEST_TIMER: Duration = Duration::from_millis(5);
+const MAX_APPEND_ENTRIES: std::ops::RangeInclusive<u64> = 1..=4096;
+const MAX_VOTERS: std::ops::RangeInclusive<u64> = 1..=15;
+
+/// Where a peer's consensus service is, as somebody told us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub peer_id: PeerId,
+    pub host_port: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The peer's folder.
+    pub folder: PathBuf,
+    /// `<folder>/raft`, or `consensus.raft.data_folder`.
+    pub raft_folder: PathBuf,
+    pub peerstore: PathBuf,
+    pub backups_rotate: u64,
+    pub identity: Identity,
+    pub secret: ClusterSecret,
+    /// What this peer says about itself when it joins.
+    pub name: String,
+    pub addresses: types::ServiceAddresses,
+    pub multiaddresses: Vec<String>,
+    pub own_monitor: String,
+    /// `--bootstrap`, in the order given; empty: not asked to join.
+    pub bootstrap: Vec<KnownPeer>,
+    /// First-start voters, this peer among them; empty: found a cluster of one.
+    pub init_peerset: Vec<PeerId>,
+    /// `cluster.peer_addresses` and the `peerstore` file: hints where others may be.
+    pub known_peers: Vec<KnownPeer>,
+    pub wait_for_leader: Duration,
+    pub commit_retries: u64,
+    pub commit_retry_delay: Duration,
+    pub factors: Factors,
+    /// Refuses all writes (beh:B8.1).
+    pub follower_mode: bool,
+    pub raft: RaftConfig,
+    /// Further members stay learners.
+    pub max_voters: usize,
+}
+
+impl Config {
+    /// `bootstrap` are the multiaddresses of `--bootstrap`.
+    pub fn from_file(file: &File, bootstrap: &[String]) -> Result<Config> {
+        let identity = Identity::load(file.folder())?;
+        Config::with_identity(file, bootstrap, identity)
+    }
+
+    /// For tests, which make their identities up.
+    pub fn with_identity(file: &File, bootstrap: &[String], identity: Identity) -> Result<Config> {
+        let own = identity.peer_id;
+        let folder = file.folder().to_owned();
+        let raft_folder = match file.string("consensus.raft.data_folder")? {
+            name if name.is_empty() => folder.join("raft"),
+            name => folder.join(name),
+        };
+        let peerstore = folder.join(file.string("cluster.peerstore_file")?);
+        let consensus = file.announce(Room::Consensus)?;
+        let announced = multiaddr_of(&consensus)?;
+        let addresses = types::ServiceAddresses {
+            consensus,
+            monitor: file.announce(Room::Monitor)?,
+            connector: file.announce(Room::Connector)?,
+            gateway: file.announce(Room::Gateway)?,
+        };
+        let mut known_peers = known_peers(&file.strings("cluster.peer_addresses")?)
+            .map_err(|error| error.context("cluster.peer_addresses"))?;
+        known_peers.extend(read_peerstore(&peerstore));
+        known_peers.retain(|peer| peer.peer_id != own);
+        Ok(Config {
+            raft_folder,
+            peerstore,
+            backups_rotate: at_least_one(file, "consensus.raft.backups_rotate")?,
+            secret: file.secret()?,
+            name: file.peername()?,
+            own_monitor: addresses.monitor.clone(),
+            addresses,
+            multiaddresses: vec![format!("{announced}/p2p/{own}")],
+            bootstrap: bootstrap_peers(bootstrap, &own)?,
+            init_peerset: init_peerset(file, own)?,
+            known_peers,
+            wait_for_leader: file.positive_duration("consensus.raft.wait_for_leader_timeout")?,
+            commit_retries: file.uint("consensus.raft.commit_retries")?,
+            commit_retry_delay: file.positive_duration("consensus.raft.commit_retry_delay")?,
+            factors: default_factors(file)?,
+            follower_mode: file.bool("cluster.follower_mode")?,
+            raft: raft_config(file)?,
+            max_voters: within(file, "consensus.raft.max_voters", MAX_VOTERS)? as usize,
+            folder,
+            identity,
+        })
+    }
+
+    /// What this peer says about itself, as its row will have it.
+    pub fn own_row(&self) -> types::Peer {
+        types::Peer {
+            peer_id: self.identity.peer_id.to_bytes(),
+            name: self.name.clone(),
+            addresses: Some(self.addresses.clone()),
+            multiaddresses: self.multiaddresses.clone(),
+            version: VERSION.to_owned(),
+            wire_version: WIRE_VERSION.to_owned(),
+            ..types::Peer::default()
+        }
+    }
+}
+
+fn at_least_one(file: &File, key: &str) -> Result<u64> {
+    match file.uint(key)? {
+        0 => Err(Error::invalid(format!("{key}: must be greater than 0"))),
+        number => Ok(number),
+    }
+}
+
+fn within(file: &File, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64> {
+    let number = file.uint(key)?;
+    if range.contains(&number) {
+        return Ok(number);
+    }
+    Err(Error::invalid(format!("{key}: {number} is not within {} to {}", range.start(), range.end())))
+}
+
+/// 0 is the original's default, everywhere. The checks are those of a request, whose texts name these keys.
+fn default_factors(file: &File) -> Result<Factors> {
+    let factor = |key: &str| i32::try_from(file.int(key)?).map_err(|_| Error::invalid(format!("{key}: out of range")));
+    rules::factors(
+        factor("cluster.replication_factor_min")?,
+        factor("cluster.replication_factor_max")?,
+        Factors { min: -1, max: -1 },
+    )
+    .map_err(|error| Error::invalid(error.message))
+}
+
+/// Timing is the library's own (100 ms, 300 to 450 ms) where the keys are absent (protocols.md 11).
+fn raft_config(file: &File) -> Result<RaftConfig> {
+    let timer = |key: &str| match file.duration(key)? {
+        duration if duration < SHORTEST_TIMER => {
+            Err(Error::invalid(format!("{key}: {duration:?} is shorter than {SHORTEST_TIMER:?}, the shortest kept")))
+        }
+        duration => Ok(duration),
+    };
+    let (heartbeat_key, election_key) = ("consensus.raft.heartbeat_timeout", "consensus.raft.election_timeout");
+    let defaults = RaftConfig::default();
+    // The original's heartbeat timeout is how long a follower waits; ours is how often the leader sends.
+    let heartbeat_interval = match file.is_present(heartbeat_key) {
+        true => (timer(heartbeat_key)? / 2).max(SHORTEST_TIMER),
+        false => defaults.heartbeat_interval,
+    };
+    let (election_timeout_min, election_timeout_max) = match file.is_present(election_key) {
+        true => (timer(election_key)?, timer(election_key)? * 2),
+        false if file.is_present(heartbeat_key) => (heartbeat_interval * 3, heartbeat_interval * 9 / 2),
+        false => (defaults.election_timeout_min, defaults.election_timeout_max),
+    };
+    if election_timeout_min < heartbeat_interval * 2 {
+        return Err(Error::invalid(format!(
+            "{election_key}: {election_timeout_min:?} is shorter than {heartbeat_key}: followers would stand against a \
+             healthy leader"
+        )));
+    }
+    let config = RaftConfig {
+        heartbeat_interval,
+        election_timeout_min,
+        election_timeout_max,
+        max_append_entries: within(file, "consensus.raft.max_append_entries", MAX_APPEND_ENTRIES)?,
+        snapshot_threshold: at_least_one(file, "consensus.raft.snapshot_threshold")?,
+        snapshot_interval: timer("consensus.raft.snapshot_interval")?,
+        trailing_logs: at_least_one(file, "consensus.raft.trailing_logs")?,
+        network_timeout: file.positive_duration("consensus.raft.network_timeout")?,
+        ..defaults
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// The listed peers and this one, sorted. Unlike in the original, a bad ID is refused: a founder that counts the
+/// others differently would found another cluster.
+fn init_peerset(file: &File, own: PeerId) -> Result<Vec<PeerId>> {
+    let key = "consensus.raft.init_peerset";
+    let texts = file.strings(key)?;
+    let mut peers: Vec<PeerId> =
+        texts.iter().map(|text| parse_peer_id(text)).collect::<Result<_>>().map_err(|error| error.context(key))?;
+    if peers.is_empty() {
+        return Ok(peers);
+    }
+    peers.push(own);
+    peers.sort();
+    peers.dedup();
+    Ok(peers)
+}
+
+fn known_peers(texts: &[String]) -> Result<Vec<KnownPeer>> {
+    texts.iter().map(|text| known_peer(text)).collect()
+}
+
+fn known_peer(text: &str) -> Result<KnownPeer> {
+    let address = parse_multiaddr(text.trim())?;
+    let peer_id =
+        peer_of(&address).ok_or_else(|| Error::invalid(format!("{address}: does not end in /p2p/<peer ID>")))?;
+    Ok(KnownPeer { peer_id, host_port: host_port(&address)? })
+}
+
+/// Comma-separated, spaces trimmed, as the original takes them; this peer's own address is left out (beh:B3.5).
+fn bootstrap_peers(lists: &[String], own: &PeerId) -> Result<Vec<KnownPeer>> {
+    let texts: Vec<String> = lists
+        .iter()
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+        .collect();
+    let mut peers = known_peers(&texts).map_err(|error| error.context("--bootstrap"))?;
+    let given = peers.len();
+    peers.retain(|peer| peer.peer_id != *own);
+    if peers.is_empty() && given > 0 {
+        tracing::info!("--bootstrap names this peer only: nobody to join");
+    }
+    Ok(peers)
+}
+
+/// Lines that are no usable address are skipped, as in the original: these are hints.
+fn read_peerstore(path: &std::path::Path) -> Vec<KnownPeer> {
+    let Ok(text) = std::fs::read_to_string(path) else { return Vec::new() };
+    text.lines().filter(|line| line.starts_with('/')).filter_map(|line| known_peer(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const PEER: &str = "12D3KooWR6QWBXs5eLoors348Mv6ky8GgupjGV6X8XbbE6hLRoP6";
+
+    fn file() -> File {
+        File::defaults().with("cluster.secret", json!(ClusterSecret::generate().to_hex()))
+    }
+
+    fn config(file: &File) -> Result<Config> {
+        Config::with_identity(file, &[], Identity::generate())
+    }
+
+    /// Goal: absent timing keys mean 100 ms and 300 to 450 ms, present ones are honoured (protocols.md 11).
+    #[test]
+    fn raft_timing() {
+        let (raft, defaults) = (config(&file()).unwrap().raft, RaftConfig::default());
+        assert_eq!(raft.heartbeat_interval, defaults.heartbeat_interval);
+        assert_eq!(
+            (raft.election_timeout_min, raft.election_timeout_max),
+            (defaults.election_timeout_min, defaults.election_timeout_max)
+        );
+        let wan = file()
+            .with("consensus.raft.heartbeat_timeout", json!("1s"))
+            .with("consensus.raft.election_timeout", json!("2s"));
+        let raft = config(&wan).unwrap().raft;
+        assert_eq!(raft.heartbeat_interval, Duration::from_millis(500));
+        assert_eq!(
+            (raft.election_timeout_min, raft.election_timeout_max),
+            (Duration::from_secs(2), Duration::from_secs(4))
+        );
+        let upside_down = file()
+            .with("consensus.raft.heartbeat_timeout", json!("10s"))
+            .with("consensus.raft.election_timeout", json!("1s"));
+        assert!(config(&upside_down).unwrap_err().message.contains("consensus.raft.election_timeout"));
+        let tiny = file().with("consensus.raft.heartbeat_timeout", json!("1ms"));
+        assert!(config(&tiny).unwrap_err().message.contains("consensus.raft.heartbeat_timeout"));
+    }
+
+    /// Goal: default factors of 0 mean everywhere, and wrong ones are refused by name.
+    #[test]
+    fn factors() {
+        let unset =
+            file().with("cluster.replication_factor_min", json!(0)).with("cluster.replication_factor_max", json!(0));
+        assert_eq!(config(&unset).unwrap().factors, Factors { min: -1, max: -1 });
+        let wrong =
+            file().with("cluster.replication_factor_min", json!(3)).with("cluster.replication_factor_max", json!(2));
+        assert_eq!(config(&wrong).unwrap_err().message, "cluster.replication_factor_min is larger than max");
+    }
+
+    /// Goal: lists of addresses are taken as the original takes them, and one without a peer ID is refused by flag.
+    #[test]
+    fn bootstrap_and_peerset() {
+        let identity = Identity::generate();
+        let own = identity.peer_id;
+        let lists = [format!(" /ip4/127.0.0.1/tcp/9096/p2p/{PEER} , /dns4/b/tcp/1/p2p/{own}")];
+        let config = Config::with_identity(&file(), &lists, identity.clone()).unwrap();
+        let peer_id = parse_peer_id(PEER).unwrap();
+        assert_eq!(config.bootstrap, vec![KnownPeer { peer_id, host_port: "127.0.0.1:9096".into() }]);
+        let nameless = Config::with_identity(&file(), &["/ip4/127.0.0.1/tcp/9096".into()], identity.clone());
+        assert!(nameless.unwrap_err().message.starts_with("--bootstrap: "));
+        let founders = file().with("consensus.raft.init_peerset", json!([PEER, PEER]));
+        let config = Config::with_identity(&founders, &[], identity).unwrap();
+        assert_eq!(config.init_peerset.len(), 2);
+        assert!(config.init_peerset.is_sorted());
+    }
+}

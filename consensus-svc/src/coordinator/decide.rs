@@ -1,0 +1,394 @@
+//! The leader's side: read what is there, check the rules, ask for allocations once, propose, and decide again what
+//! came back stale. Nothing is decided by a leader that has not applied its own first entry, and what it proposes is
+//! fenced by its term (protocols.md 3).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pinfold_common::time::Timestamp;
+use pinfold_common::{Error, Result};
+use pinfold_proto::storage::command::Command as Kind;
+use pinfold_proto::storage::stored_outcome::Outcome as StoredKind;
+use pinfold_proto::{monitor, storage, types};
+use tokio::time::Instant;
+
+use super::rules::{self, Draft, Surroundings};
+use super::{Answer, Job, Work, allocate};
+use crate::core::Core;
+use crate::pinset::{self, ItemOutcome, Outcome, PeerTable, Stale};
+use crate::raft::ProposeError;
+
+/// A decision that came back stale is made so often in all.
+const MAX_ATTEMPTS: usize = 3;
+
+/// One item of one job.
+struct Item {
+    job: usize,
+    place: usize,
+}
+
+/// A job with what its items came to so far.
+struct Open {
+    job: Job,
+    results: Vec<Option<Result<types::Pin>>>,
+    index: u64,
+    /// Set when the proposal of some item failed: the job as a whole goes back, or fails.
+    failed: Option<ProposeError>,
+}
+
+/// What is proposed for one item.
+enum Step {
+    Put(Box<Draft>),
+    /// The CIDs that go, the item's own first, and its revision.
+    Unpin {
+        cids: Vec<Vec<u8>>,
+        revision: u64,
+    },
+}
+
+/// Answers the jobs. Those that come back are to be brought to the next leader: nothing happened to them, or their keys
+/// make a second try harmless.
+pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, failed_commits: &mut u64) -> Vec<Job> {
+    let started = Instant::now();
+    let mut open: Vec<Open> =
+        jobs.into_iter().map(|job| Open { results: vec![None; job.work.len()], job, index: 0, failed: None }).collect();
+    let mut undecided: Vec<Item> = (0..)
+        .zip(&open)
+        .flat_map(|(job, open)| (0..open.results.len()).map(move |place| Item { job, place }))
+        .collect();
+    metrics::histogram!("pinfold_consensus_batch_items").record(undecided.len() as f64);
+    for attempt in 1.. {
+        let last = attempt == MAX_ATTEMPTS;
+        undecided = match once(core, term, &mut open, undecided, last).await {
+            Ok(stale) => stale,
+            Err((error, items)) => {
+                for item in items {
+                    open[item.job].results[item.place] = Some(Err(error.clone()));
+                }
+                Vec::new()
+            }
+        };
+        if undecided.is_empty() || last {
+            break;
+        }
+    }
+    metrics::histogram!("pinfold_consensus_batch_seconds").record(started.elapsed().as_secs_f64());
+    finish(core, open, failed_commits).await
+}
+
+/// One round of the items; returns those to be decided again. The error is for all items that were not proposed.
+async fn once(
+    core: &Core,
+    term: u64,
+    open: &mut [Open],
+    items: Vec<Item>,
+    last: bool,
+) -> Result<Vec<Item>, (Error, Vec<Item>)> {
+    let existing = match core.state.get_many(&cids(open, &items)).await {
+        Ok(rows) => rows.into_iter().map(|(cid, pin)| (cid, Arc::new(pin))).collect(),
+        Err(error) => return Err((Error::internal(format!("read the pinset: {error}")), items)),
+    };
+    let facts = core.state.facts();
+    let read_index = core.state.applied_index();
+    let now = Timestamp::now();
+    let mut steps: Vec<(Item, Step)> = Vec::with_capacity(items.len());
+    for item in items {
+        match step(core, &open[item.job].job, item.place, &existing, &facts.peers, now) {
+            Ok(step) => steps.push((item, step)),
+            Err(error) => {
+                let first = first_result(core, &open[item.job].job, item.place, now).await;
+                settle(open, &item, read_index, first.unwrap_or(Err(error)));
+            }
+        }
+    }
+    let steps = match place(core, open, steps).await {
+        Ok(steps) => steps,
+        Err((error, items)) => return Err((error, items)),
+    };
+    let mut changed = Vec::with_capacity(steps.len());
+    for (item, step) in steps {
+        match &step {
+            Step::Put(draft) => match draft.unchanged() {
+                Some(existing) => settle(open, &item, read_index, Ok(existing.as_ref().clone())),
+                None => changed.push((item, step)),
+            },
+            Step::Unpin { .. } => changed.push((item, step)),
+        }
+    }
+    Ok(propose(core, term, open, changed, now, last).await)
+}
+
+fn cids(open: &[Open], items: &[Item]) -> Vec<Vec<u8>> {
+    let mut cids = Vec::with_capacity(items.len());
+    for item in items {
+        match &open[item.job].job.work {
+            Work::Pin(requests) => {
+                let request = &requests[item.place];
+                cids.push(request.cid.to_bytes());
+                cids.extend(rules::source_of(request));
+            }
+            Work::Unpin(cid) => cids.push(cid.clone()),
+        }
+    }
+    cids
+}
+
+fn step(
+    core: &Core,
+    job: &Job,
+    place: usize,
+    existing: &HashMap<Vec<u8>, Arc<types::Pin>>,
+    peers: &PeerTable,
+    now: Timestamp,
+) -> Result<Step> {
+    match &job.work {
+        Work::Pin(requests) => {
+            let request = &requests[place];
+            let there = existing.get(&request.cid.to_bytes()).cloned();
+            let source = rules::source_of(request).and_then(|cid| existing.get(&cid));
+            let around = Surroundings { defaults: core.config.factors, now, peers };
+            rules::pin(request, there, source.map(Arc::as_ref), around).map(|draft| Step::Put(Box::new(draft)))
+        }
+        Work::Unpin(cid) => {
+            let there = existing.get(cid);
+            let cids = rules::unpin(there.map(Arc::as_ref))?;
+            Ok(Step::Unpin { cids, revision: there.map_or(0, |pin| pin.revision) })
+        }
+    }
+}
+
+/// What the item came to when its key was used first. Asked only where the rules refuse it now: `apply` looks keys up
+/// for all that is proposed.
+async fn first_result(core: &Core, job: &Job, place: usize, now: Timestamp) -> Option<Result<types::Pin>> {
+    if job.key.is_empty() {
+        return None;
+    }
+    let stored = match core.state.outcome_of(&job.key).await {
+        Ok(stored) => stored?,
+        Err(error) => return Some(Err(Error::internal(format!("look a request key up: {error}")))),
+    };
+    if (now.seconds - stored.at_seconds).abs() > pinset::KEY_LIFE_SECONDS {
+        return None;
+    }
+    let cid = match &job.work {
+        Work::Pin(requests) => requests[place].cid.to_bytes(),
+        Work::Unpin(cid) => cid.clone(),
+    };
+    let Some(StoredKind::Items(items)) = stored.outcome else { return None };
+    let item = items.items.into_iter().find(|item| item.cid == cid)?;
+    match item.result? {
+        storage::item_outcome::Result::Removed(pin) => Some(Ok(pin)),
+        storage::item_outcome::Result::Written(revision) => {
+            let there = core.state.get(&cid).await.ok().flatten()?;
+            (there.revision == revision).then_some(Ok(there))
+        }
+        storage::item_outcome::Result::Absent(_) | storage::item_outcome::Result::Stale(_) => None,
+    }
+}
+
+/// Asks for the allocations of all drafts that need some, in one call, and settles those that can't have them.
+async fn place(
+    core: &Core,
+    open: &mut [Open],
+    steps: Vec<(Item, Step)>,
+) -> Result<Vec<(Item, Step)>, (Error, Vec<Item>)> {
+    let wanted: Vec<monitor::Item> = steps
+        .iter()
+        .filter_map(|(_, step)| match step {
+            Step::Put(draft) => draft.allocate.clone(),
+            Step::Unpin { .. } => None,
+        })
+        .collect();
+    if wanted.is_empty() {
+        return Ok(steps);
+    }
+    let mut told = match allocate::items(core, wanted).await {
+        Ok(results) => results.into_iter(),
+        Err(error) => {
+            // Those that need no allocation fail with the others of their batch and can be tried again like them.
+            return Err((error, steps.into_iter().map(|(item, _)| item).collect()));
+        }
+    };
+    let mut placed = Vec::with_capacity(steps.len());
+    for (item, step) in steps {
+        match step {
+            Step::Put(mut draft) if draft.allocate.is_some() => match told.next().and_then(|result| result.result) {
+                Some(monitor::result::Result::Peers(peers)) if !peers.peers.is_empty() => {
+                    draft.place(peers.peers);
+                    placed.push((item, Step::Put(draft)));
+                }
+                Some(monitor::result::Result::TooFew(too_few)) => {
+                    tracing::warn!(reasons = ?too_few.reasons, "not enough peers for a pin");
+                    settle(open, &item, 0, Err(rules::too_few(&too_few)));
+                }
+                Some(monitor::result::Result::Peers(_)) | None => {
+                    settle(open, &item, 0, Err(Error::internal("the monitor's allocation names no peer")));
+                }
+            },
+            Step::Put(_) | Step::Unpin { .. } => placed.push((item, step)),
+        }
+    }
+    Ok(placed)
+}
+
+fn settle(open: &mut [Open], item: &Item, index: u64, result: Result<types::Pin>) {
+    let open = &mut open[item.job];
+    open.index = open.index.max(index);
+    open.results[item.place] = Some(result);
+}
+
+/// Proposes the puts as one entry and the unpins as another, side by side.
+async fn propose(
+    core: &Core,
+    term: u64,
+    open: &mut [Open],
+    steps: Vec<(Item, Step)>,
+    now: Timestamp,
+    last: bool,
+) -> Vec<Item> {
+    let (mut puts, mut unpins) = (Vec::new(), Vec::new());
+    let (mut put_items, mut unpin_items) = (Vec::new(), Vec::new());
+    for (item, step) in steps {
+        let request_key = open[item.job].job.key.clone();
+        match step {
+            Step::Put(draft) => {
+                let expected_revision = draft.expected_revision();
+                puts.push(storage::Put { pin: Some(draft.pin.clone()), expected_revision, request_key });
+                put_items.push((item, draft));
+            }
+            Step::Unpin { cids, revision } => {
+                // The item's own entry is the one that was read; what goes with it goes as it is.
+                for (cid, expected_revision) in cids.into_iter().zip([revision, 0]) {
+                    let own = expected_revision != 0;
+                    unpins.push(storage::Unpin { cid, expected_revision, request_key: request_key.clone() });
+                    unpin_items.push(own.then_some((item.job, item.place)));
+                }
+            }
+        }
+    }
+    let put = command(core, term, Kind::PutMany(storage::PutMany { puts }), put_items.len(), now);
+    let unpin = command(core, term, Kind::UnpinMany(storage::UnpinMany { unpins }), unpin_items.len(), now);
+    let (put, unpin) = tokio::join!(put, unpin);
+
+    let mut again = Vec::new();
+    match put {
+        Ok((index, outcomes)) => {
+            metrics::counter!("pinfold_consensus_pins_committed_total").increment(put_items.len() as u64);
+            for ((item, draft), outcome) in put_items.into_iter().zip(outcomes) {
+                match outcome {
+                    ItemOutcome::Written(revision) if revision == index => {
+                        settle(open, &item, index, Ok(types::Pin { revision, ..draft.pin }));
+                    }
+                    // Under a key that was used before.
+                    ItemOutcome::Written(revision) => {
+                        let pin = first_written(core, draft.pin, revision).await;
+                        settle(open, &item, index, Ok(pin));
+                    }
+                    ItemOutcome::Stale(stale) => retry(open, item, stale, last, &mut again),
+                    ItemOutcome::Removed(_) | ItemOutcome::Absent => {
+                        settle(open, &item, index, Err(Error::invalid("request_key: was used for an unpin")));
+                    }
+                }
+            }
+        }
+        Err(error) => put_items.iter().for_each(|(item, _)| open[item.job].failed = Some(error.clone())),
+    }
+    match unpin {
+        Ok((index, outcomes)) => {
+            metrics::counter!("pinfold_consensus_unpins_committed_total").increment(unpin_items.len() as u64);
+            for (place, outcome) in unpin_items.into_iter().zip(outcomes) {
+                let Some((job, place)) = place else { continue };
+                let item = Item { job, place };
+                match outcome {
+                    ItemOutcome::Removed(pin) => settle(open, &item, index, Ok(pin.as_ref().clone())),
+                    ItemOutcome::Absent => settle(open, &item, index, Err(Error::not_in_pinset())),
+                    ItemOutcome::Stale(stale) => retry(open, item, stale, last, &mut again),
+                    ItemOutcome::Written(_) => {
+                        settle(open, &item, index, Err(Error::invalid("request_key: was used for a pin")));
+                    }
+                }
+            }
+        }
+        Err(error) => unpin_items.iter().flatten().for_each(|(job, _)| open[*job].failed = Some(error.clone())),
+    }
+    again
+}
+
+/// The entry that the first use of the key wrote, or what this use would have written when it is gone by now.
+async fn first_written(core: &Core, mut pin: types::Pin, revision: u64) -> types::Pin {
+    if let Ok(Some(there)) = core.state.get(&pin.cid).await
+        && there.revision == revision
+    {
+        return there;
+    }
+    pin.revision = revision;
+    pin
+}
+
+fn retry(open: &mut [Open], item: Item, stale: Stale, last: bool, again: &mut Vec<Item>) {
+    metrics::counter!("pinfold_consensus_stale_total").increment(1);
+    if !last {
+        again.push(item);
+        return;
+    }
+    let why = match stale {
+        Stale::Moved => "the entry kept changing",
+        Stale::Peer => "the peers it was given to kept going away",
+    };
+    settle(open, &item, 0, Err(Error::unavailable(format!("{why} while it was decided on, {MAX_ATTEMPTS} times"))));
+}
+
+async fn command(
+    core: &Core,
+    term: u64,
+    kind: Kind,
+    count: usize,
+    now: Timestamp,
+) -> Result<(u64, Vec<ItemOutcome>), ProposeError> {
+    if count == 0 {
+        return Ok((0, Vec::new()));
+    }
+    let started = Instant::now();
+    let command = storage::Command { at: Some(now.into()), request_key: Vec::new(), command: Some(kind) };
+    let (index, outcome) = core.raft.propose_in_term(command, term).await?;
+    metrics::histogram!("pinfold_consensus_proposal_seconds").record(started.elapsed().as_secs_f64());
+    match outcome {
+        Outcome::Items(items) if items.len() >= count => Ok((index, items)),
+        Outcome::Items(_) | Outcome::Peer(_) | Outcome::Done | Outcome::Refused(_) => {
+            unreachable!("apply answers a batch item by item")
+        }
+    }
+}
+
+/// Answers what is decided; returns what has to be tried again.
+async fn finish(core: &Core, open: Vec<Open>, failed_commits: &mut u64) -> Vec<Job> {
+    let mut back = Vec::new();
+    let mut uncommitted = Vec::new();
+    for open in open {
+        match open.failed {
+            None => {
+                let undecided = || Err(Error::internal("an item was left undecided"));
+                let results = open.results.into_iter().map(|result| result.unwrap_or_else(undecided)).collect();
+                open.job.answer(Ok(Answer { results, index: open.index }));
+            }
+            Some(ProposeError::NotLeader(_)) => back.push(open.job),
+            Some(ProposeError::OutcomeUnknown(_)) if !open.job.key.is_empty() => back.push(open.job),
+            Some(ProposeError::Unavailable(_)) => uncommitted.push(open.job),
+            Some(error @ (ProposeError::OutcomeUnknown(_) | ProposeError::Fatal(_))) => {
+                open.job.answer(Err(error.into()));
+            }
+        }
+    }
+    if !uncommitted.is_empty() {
+        *failed_commits += 1;
+        if *failed_commits > core.config.commit_retries {
+            for job in uncommitted {
+                job.answer(Err(Error::unavailable("the leader could not commit this; nothing was changed")));
+            }
+        } else {
+            tokio::time::sleep(core.config.commit_retry_delay).await;
+            back.extend(uncommitted);
+        }
+    }
+    back
+}

@@ -1,0 +1,249 @@
+//! What the parts of this room share: the state, Raft, the ways to other processes, and where the leader is.
+//!
+//! [`Position`] is level, not edge: one task compares Raft's status with what it means for requests. This peer leads
+//! when it has applied the first entry of its own term; it is caught up when it has applied what the leader had
+//! committed when that leader was first heard of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call};
+use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::tls::Room;
+use pinfold_common::{Error, PeerId, Result};
+use pinfold_proto::consensus::ReadIndexCall;
+use pinfold_proto::consensus::forward_client::ForwardClient;
+use pinfold_proto::consensus::membership_client::MembershipClient;
+use pinfold_proto::types;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use crate::config::Config;
+use crate::coordinator::Origin;
+use crate::raft::{Node, RaftStatus};
+use crate::store::State;
+
+/// Applying up to an index that is committed already.
+pub const APPLY_DEADLINE: Duration = Duration::from_secs(5);
+/// Asking the leader for its index.
+const READ_INDEX_DEADLINE: Duration = Duration::from_secs(2);
+/// Between attempts to find out how far the leader is.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
+
+/// Who decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leader {
+    This { term: u64 },
+    Other(PeerId),
+    Nobody,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub leader: Leader,
+    /// Nothing that was committed when this leader was found is missing here.
+    pub caught_up: bool,
+}
+
+impl Position {
+    pub const NOWHERE: Position = Position { leader: Leader::Nobody, caught_up: false };
+}
+
+pub struct Core {
+    pub config: Config,
+    pub own: PeerId,
+    pub own_bytes: Vec<u8>,
+    pub node_id: u64,
+    pub state: State,
+    pub raft: Node,
+    pub channels: Channels,
+    pub position: watch::Receiver<Position>,
+    /// Wakes the supervisor of the membership.
+    pub membership_changed: Notify,
+}
+
+impl Core {
+    /// One hop to the leader, with the work there.
+    pub const FORWARD_DEADLINE: Duration = Duration::from_secs(10);
+
+    pub fn not_leading(&self) -> Error {
+        Error::unavailable(format!("peer {} does not lead", self.own))
+    }
+
+    pub fn own_monitor(&self) -> Channel {
+        self.channels.to(Room::Monitor, &self.own, &self.config.own_monitor)
+    }
+
+    /// Where that member's consensus service is.
+    fn consensus_channel(&self, peer: &PeerId) -> Result<Channel> {
+        let facts = self.state.facts();
+        let row = facts.peers.member(&peer.to_bytes());
+        let address = row.and_then(|row| row.addresses.as_ref()).map(|addresses| addresses.consensus.as_str());
+        let address = address.filter(|address| !address.is_empty());
+        let address =
+            address.ok_or_else(|| Error::unavailable(format!("the address of peer {peer} is not known here")))?;
+        Ok(self.channels.to(Room::Consensus, peer, address))
+    }
+
+    pub fn forward_client(&self, peer: &PeerId) -> Result<ForwardClient<Channel>> {
+        let client = ForwardClient::new(self.consensus_channel(peer)?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    pub fn membership_client(&self, peer: &PeerId) -> Result<MembershipClient<Channel>> {
+        Ok(MembershipClient::new(self.consensus_channel(peer)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The leader; waits for one on behalf of this peer's own services, and not for a request that was forwarded.
+    pub async fn leader_for(&self, origin: Origin) -> Result<Leader> {
+        let mut position = self.position.clone();
+        match origin {
+            Origin::Forwarded => Ok(position.borrow().leader.clone()),
+            Origin::Own => {
+                let found = position.wait_for(|position| position.leader != Leader::Nobody);
+                match tokio::time::timeout(self.config.wait_for_leader, found).await {
+                    Ok(Ok(position)) => Ok(position.leader.clone()),
+                    Ok(Err(_)) => Err(Error::unavailable("this peer is stopping")),
+                    Err(_) => Err(self.no_leader()),
+                }
+            }
+        }
+    }
+
+    pub fn no_leader(&self) -> Error {
+        Error::unavailable(format!(
+            "no leader within {:?}: is a majority of the peers running?",
+            self.config.wait_for_leader
+        ))
+    }
+
+    /// Waits until this peer has applied `index`, but not for ever.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        if self.state.applied_index() >= index {
+            return Ok(());
+        }
+        let mut applied = self.state.applied();
+        match tokio::time::timeout(APPLY_DEADLINE, applied.wait_for(|applied| *applied >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::unavailable("this peer is stopping")),
+            Err(_) => Err(Error::unavailable(format!(
+                "this peer has applied index {} and index {index} was asked for",
+                self.state.applied_index()
+            ))),
+        }
+    }
+
+    /// An index that no write that is acknowledged by now lies above (ReadIndex).
+    pub async fn read_index(&self, origin: Origin) -> Result<u64> {
+        match self.leader_for(origin).await? {
+            Leader::This { .. } => self.read_index_here().await,
+            Leader::Other(peer) if origin == Origin::Own => self.read_index_at(&peer).await,
+            Leader::Other(_) | Leader::Nobody => Err(self.not_leading()),
+        }
+    }
+
+    async fn read_index_here(&self) -> Result<u64> {
+        Ok(self.raft.read_index().await?)
+    }
+
+    async fn read_index_at(&self, leader: &PeerId) -> Result<u64> {
+        let mut client = self.forward_client(leader)?;
+        let reply = call("read index at the leader", READ_INDEX_DEADLINE, client.read_index(ReadIndexCall {})).await;
+        // A read has no outcome to be unknown.
+        Ok(reply.map_err(|error| Error::unavailable(error.message))?.index)
+    }
+
+    /// Whether requests can be served as a member should, and why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        let position = self.position.borrow();
+        match (&position.leader, position.caught_up) {
+            (Leader::Nobody, _) => Err("no leader: waiting for a majority of the peers".to_owned()),
+            (Leader::This { .. } | Leader::Other(_), false) => {
+                Err(format!("catching up with the leader: applied index {}", self.state.applied_index()))
+            }
+            (Leader::This { .. } | Leader::Other(_), true) => Ok(()),
+        }
+    }
+
+    /// The leader's peer ID; empty: none known.
+    pub fn leader_bytes(&self) -> Vec<u8> {
+        match &self.position.borrow().leader {
+            Leader::This { .. } => self.own_bytes.clone(),
+            Leader::Other(peer) => peer.to_bytes(),
+            Leader::Nobody => Vec::new(),
+        }
+    }
+}
+
+/// What of Raft's status decides who leads; the rest changes with every entry.
+fn leadership(status: &RaftStatus) -> (bool, bool, Option<PeerId>, u64) {
+    let leader = status.leader.as_ref().map(|leader| leader.peer_id);
+    (status.is_leader(), status.is_ready_to_lead, leader, status.term)
+}
+
+/// Keeps `position` true until `shutdown`.
+pub async fn follow_leader(core: Arc<Core>, position: watch::Sender<Position>, shutdown: Shutdown) {
+    let mut status = core.raft.status();
+    loop {
+        let seen = leadership(&status.borrow_and_update());
+        let moved = async |status: &mut watch::Receiver<RaftStatus>| {
+            status.wait_for(|status| leadership(status) != seen).await.is_ok()
+        };
+        let found = match &seen {
+            (true, true, _, term) => Position { leader: Leader::This { term: *term }, caught_up: true },
+            (true, false, _, _) | (false, _, None, _) => Position::NOWHERE,
+            (false, _, Some(peer), _) => Position { leader: Leader::Other(*peer), caught_up: false },
+        };
+        let leader = found.leader.clone();
+        let is_new = position.borrow().leader != leader;
+        if is_new {
+            tracing::info!(?leader, "leader");
+            position.send_replace(found);
+        }
+        let catch_up = async {
+            if let Leader::Other(peer) = &leader {
+                catch_up(&core, peer, &position).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = shutdown.triggered() => return,
+            () = catch_up => {}
+            alive = moved(&mut status) => if !alive { return },
+        }
+    }
+}
+
+/// Asks the leader for its index until this peer has applied it.
+async fn catch_up(core: &Core, leader: &PeerId, position: &watch::Sender<Position>) {
+    let started = Instant::now();
+    while !position.borrow().caught_up {
+        let caught_up = match core.read_index_at(leader).await {
+            Ok(index) => core.wait_applied(index).await,
+            Err(error) => Err(error),
+        };
+        match caught_up {
+            Ok(()) => {
+                tracing::info!(took = ?started.elapsed(), index = core.state.applied_index(), "caught up with the leader");
+                position.send_modify(|position| position.caught_up = true);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "catch up with the leader");
+                tokio::time::sleep(CATCH_UP_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The member rows but this peer's own, with their peer IDs.
+pub fn other_members(core: &Core) -> Vec<(PeerId, types::Peer)> {
+    let facts = core.state.facts();
+    facts
+        .peers
+        .members()
+        .filter(|row| row.peer_id != core.own_bytes)
+        .filter_map(|row| Some((peer_from_bytes(&row.peer_id).ok()?, row.clone())))
+        .collect()
+}

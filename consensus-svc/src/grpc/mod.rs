@@ -1,0 +1,63 @@
+//! The services of this room, one file each: decode, call, encode.
+
+mod forward;
+mod joining;
+mod membership;
+mod peers;
+mod pins;
+
+use std::sync::Arc;
+
+use pinfold_common::channel::MAX_MESSAGE_BYTES;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_proto::consensus::forward_server::ForwardServer;
+use pinfold_proto::consensus::membership_server::MembershipServer;
+use pinfold_proto::consensus::peers_server::PeersServer;
+use pinfold_proto::consensus::pins_server::PinsServer;
+use pinfold_proto::consensus::{Failure, PinManyReply, PinResult, pin_result};
+use tonic::service::Routes;
+
+use crate::coordinator::{Answer, Coordinator};
+use crate::core::Core;
+use crate::raft;
+
+pub use joining::{Joining, joining_routes};
+
+/// The bounds that all our messages have, on a server.
+macro_rules! sized {
+    ($server:expr) => {
+        $server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    };
+}
+/// All services of a member.
+pub fn routes(core: Arc<Core>, coordinator: Coordinator, shutdown: Shutdown) -> Routes {
+    let pins = pins::PinsService { core: core.clone(), coordinator: coordinator.clone(), shutdown: shutdown.clone() };
+    let forward = forward::ForwardService { core: core.clone(), coordinator };
+    let peers = peers::PeersService { core: core.clone(), shutdown };
+    let raft = raft::service(&core.raft);
+    let membership = membership::MembershipService { core };
+    let mut routes = Routes::builder();
+    routes
+        .add_service(sized!(PinsServer::new(pins)))
+        .add_service(sized!(ForwardServer::new(forward)))
+        .add_service(sized!(PeersServer::new(peers)))
+        .add_service(sized!(MembershipServer::new(membership)))
+        .add_service(raft);
+    routes.routes()
+}
+
+fn pin_many_reply(answer: Answer) -> PinManyReply {
+    let results = answer
+        .results
+        .into_iter()
+        .map(|result| PinResult {
+            result: Some(match result {
+                Ok(pin) => pin_result::Result::Pin(pin),
+                Err(error) => {
+                    pin_result::Result::Failure(Failure { code: error.code.name().to_owned(), message: error.message })
+                }
+            }),
+        })
+        .collect();
+    PinManyReply { results, index: answer.index }
+}

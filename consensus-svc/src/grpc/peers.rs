@@ -1,0 +1,121 @@
+//! `pinfold.consensus.v1.Peers`: the peerset, for this peer's own services. Served from local state, without a leader
+//! too.
+
+use std::sync::Arc;
+
+use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::{Error, PeerId};
+use pinfold_proto::consensus::peers_server::Peers;
+use pinfold_proto::consensus::status_reply::Role;
+use pinfold_proto::consensus::{
+    AddPeerCall, AddPeerReply, RemovePeerCall, RemovePeerReply, StatusCall, StatusReply, WatchCall, WatchReply,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::coordinator::Origin;
+use crate::core::Core;
+use crate::membership;
+use crate::raft;
+
+/// Messages that wait for a slow watcher; each has the whole of the latest state.
+const WATCH_QUEUE: usize = 2;
+
+pub struct PeersService {
+    pub core: Arc<Core>,
+    pub shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl Peers for PeersService {
+    async fn status(&self, _request: Request<StatusCall>) -> Result<Response<StatusReply>, Status> {
+        let core = &self.core;
+        let facts = core.state.facts();
+        let raft = core.raft.status().borrow().clone();
+        let role = match raft.role {
+            _ if facts.peers.is_removed(core.node_id) => Role::Removed,
+            raft::Role::Leader => Role::Leader,
+            raft::Role::Follower => Role::Follower,
+            raft::Role::Learner => Role::Learner,
+            raft::Role::Candidate => Role::Candidate,
+            raft::Role::Joining => Role::Joining,
+            raft::Role::Stopped => Role::Unspecified,
+        };
+        let readiness = core.readiness();
+        Ok(Response::new(StatusReply {
+            peer_id: core.own_bytes.clone(),
+            node_id: core.node_id,
+            cluster_id: facts.cluster_id.clone(),
+            lineage: facts.lineage,
+            role: role as i32,
+            leader: core.leader_bytes(),
+            term: raft.term,
+            last_log_index: raft.last_log_index,
+            applied_index: core.state.applied_index(),
+            pins: core.state.pin_count(),
+            ready: readiness.is_ok(),
+            not_ready_reason: readiness.err().unwrap_or_default(),
+            peerset: Some(facts.peers.to_set(&facts.cluster_id, facts.lineage)),
+        }))
+    }
+
+    type WatchStream = ReceiverStream<Result<WatchReply, Status>>;
+
+    async fn watch(&self, _request: Request<WatchCall>) -> Result<Response<Self::WatchStream>, Status> {
+        let (replies, stream) = mpsc::channel(WATCH_QUEUE);
+        let (core, shutdown) = (self.core.clone(), self.shutdown.clone());
+        tokio::spawn(async move { shutdown.race(watch(core, replies)).await });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn add(&self, request: Request<AddPeerCall>) -> Result<Response<AddPeerReply>, Status> {
+        let peer: PeerId = peer_from_bytes(&request.into_inner().peer_id)?;
+        let facts = self.core.state.facts();
+        match facts.peers.member(&peer.to_bytes()) {
+            Some(row) => Ok(Response::new(AddPeerReply { peer: Some(row.clone()) })),
+            None => Err(Error::rejected(format!(
+                "peer {peer} is not a member and cannot be added from here: start it with --bootstrap {}",
+                self.core.config.multiaddresses.first().map(String::as_str).unwrap_or_default()
+            ))
+            .into()),
+        }
+    }
+
+    async fn remove(&self, request: Request<RemovePeerCall>) -> Result<Response<RemovePeerReply>, Status> {
+        membership::remove(&self.core, request.into_inner(), Origin::Own).await?;
+        Ok(Response::new(RemovePeerReply {}))
+    }
+}
+
+/// The state now, and again whenever some of it is different.
+async fn watch(core: Arc<Core>, replies: mpsc::Sender<Result<WatchReply, Status>>) {
+    let mut facts = core.state.watch_facts();
+    let mut position = core.position.clone();
+    let mut told: Option<WatchReply> = None;
+    loop {
+        let now = {
+            let facts = facts.borrow_and_update();
+            position.borrow_and_update();
+            let readiness = core.readiness();
+            WatchReply {
+                peerset: Some(facts.peers.to_set(&facts.cluster_id, facts.lineage)),
+                leader: core.leader_bytes(),
+                ready: readiness.is_ok(),
+                not_ready_reason: readiness.err().unwrap_or_default(),
+            }
+        };
+        if told.as_ref() != Some(&now) {
+            if replies.send(Ok(now.clone())).await.is_err() {
+                return;
+            }
+            told = Some(now);
+        }
+        tokio::select! {
+            changed = facts.changed() => if changed.is_err() { return },
+            changed = position.changed() => if changed.is_err() { return },
+            () = replies.closed() => return,
+        }
+    }
+}

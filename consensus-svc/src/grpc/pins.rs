@@ -1,0 +1,137 @@
+//! `pinfold.consensus.v1.Pins`: the pinset, for this peer's own gateway and connector.
+
+use std::sync::Arc;
+
+use pinfold_common::Error;
+use pinfold_common::ids::cid_from_bytes;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_proto::consensus::pins_server::Pins;
+use pinfold_proto::consensus::{
+    AllocateCall, AllocateReply, Consistency, FollowCall, FollowReply, GetCall, GetReply, ListCall, ListReply, PinCall,
+    PinManyCall, PinManyReply, PinReply, UnpinCall,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::pin_many_reply;
+use crate::changes;
+use crate::coordinator::{Coordinator, Origin, single};
+use crate::core::{Core, Leader};
+use crate::store;
+
+/// Pins of one chunk of a list.
+const CHUNK_PINS: usize = 256;
+/// Chunks that wait for a slow reader.
+const LIST_QUEUE: usize = 4;
+
+pub struct PinsService {
+    pub core: Arc<Core>,
+    pub coordinator: Coordinator,
+    pub shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl Pins for PinsService {
+    async fn pin(&self, request: Request<PinCall>) -> Result<Response<PinReply>, Status> {
+        let call = request.into_inner();
+        let asked = call.request.ok_or_else(|| Error::invalid("request: missing"))?;
+        let user_allocations = asked.user_allocations.clone();
+        let answer = self.coordinator.pin(vec![asked], call.request_key, Origin::Own).await?;
+        let (pin, index) = single(answer)?;
+        Ok(Response::new(PinReply { pin: Some(pin), index, user_allocations }))
+    }
+
+    async fn pin_many(&self, request: Request<PinManyCall>) -> Result<Response<PinManyReply>, Status> {
+        let call = request.into_inner();
+        let answer = self.coordinator.pin(call.requests, call.request_key, Origin::Own).await?;
+        Ok(Response::new(pin_many_reply(answer)))
+    }
+
+    async fn unpin(&self, request: Request<UnpinCall>) -> Result<Response<PinReply>, Status> {
+        let call = request.into_inner();
+        let (pin, index) = self.coordinator.unpin(call.cid, call.request_key, Origin::Own).await?;
+        Ok(Response::new(PinReply { pin: Some(pin), index, user_allocations: Vec::new() }))
+    }
+
+    async fn get(&self, request: Request<GetCall>) -> Result<Response<GetReply>, Status> {
+        let call = request.into_inner();
+        cid_from_bytes(&call.cid)?;
+        self.wait_for(call.consistency(), call.min_index).await?;
+        let index = self.core.state.applied_index();
+        let pin = self.core.state.get(&call.cid).await.map_err(unreadable)?;
+        Ok(Response::new(GetReply { pin, index, stale: self.is_stale() }))
+    }
+
+    type ListStream = ReceiverStream<Result<ListReply, Status>>;
+
+    async fn list(&self, request: Request<ListCall>) -> Result<Response<Self::ListStream>, Status> {
+        let call = request.into_inner();
+        self.wait_for(call.consistency(), call.min_index).await?;
+        let (replies, stream) = mpsc::channel(LIST_QUEUE);
+        let (core, stale) = (self.core.clone(), self.is_stale());
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move { shutdown.race(list(core, call, stale, replies)).await });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type FollowStream = ReceiverStream<Result<FollowReply, Status>>;
+
+    async fn follow(&self, request: Request<FollowCall>) -> Result<Response<Self::FollowStream>, Status> {
+        let cursor = request.into_inner().cursor;
+        Ok(Response::new(changes::follow(&self.core, cursor, self.shutdown.clone())))
+    }
+
+    async fn allocate_for_add(&self, request: Request<AllocateCall>) -> Result<Response<AllocateReply>, Status> {
+        Ok(Response::new(self.coordinator.allocate_for_add(request.into_inner(), Origin::Own).await?))
+    }
+}
+
+impl PinsService {
+    async fn wait_for(&self, consistency: Consistency, min_index: u64) -> Result<(), Error> {
+        let index = match consistency {
+            Consistency::Local => min_index,
+            Consistency::Linearizable => self.core.read_index(Origin::Own).await?.max(min_index),
+        };
+        self.core.wait_applied(index).await
+    }
+
+    fn is_stale(&self) -> bool {
+        self.core.position.borrow().leader == Leader::Nobody
+    }
+}
+
+fn unreadable(error: store::Error) -> Error {
+    Error::internal(format!("read the pinset: {error}"))
+}
+
+/// Chunk after chunk, in constant memory. The first one is sent even when it is empty: it has the index.
+async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sender<Result<ListReply, Status>>) {
+    let mut left = if call.limit == 0 { u64::MAX } else { call.limit };
+    let mut after = call.after;
+    let mut is_first = true;
+    loop {
+        let limit = CHUNK_PINS.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = core.state.list(&after, limit, &call.types).await;
+        let chunk = match read.and_then(|chunk| changes::decode(&chunk).map(|pins| (pins, chunk))) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                let _ = replies.send(Err(unreadable(error).into())).await;
+                return;
+            }
+        };
+        let (pins, chunk) = chunk;
+        left = left.saturating_sub(pins.len() as u64);
+        if is_first || !pins.is_empty() {
+            let reply = ListReply { pins, index: chunk.index, stale };
+            if replies.send(Ok(reply)).await.is_err() {
+                return;
+            }
+            is_first = false;
+        }
+        match chunk.next {
+            Some(next) if left > 0 => after = next,
+            Some(_) | None => return,
+        }
+    }
+}

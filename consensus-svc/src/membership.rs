@@ -1,0 +1,503 @@
+//! Who is in the cluster: joining, removing, and the supervisor that makes Raft's configuration follow the peerset.
+//!
+//! The replicated rows are the intention, Raft's configuration is the fact. A verb commits its row and wakes the
+//! leader's supervisor, which compares the two and takes one step after the other: whoever dies in between, the next
+//! leader's supervisor goes on from the same rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinfold_common::channel::call;
+use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::time::Timestamp;
+use pinfold_common::{Code, Error, PeerId, Result};
+use pinfold_proto::consensus::{JoinCall, JoinReply, RemovePeerCall};
+use pinfold_proto::storage::command::Command as Kind;
+use pinfold_proto::types::peer::State;
+use pinfold_proto::{WIRE_VERSION, storage, types};
+use tokio::time::Instant;
+
+use crate::coordinator::Origin;
+use crate::core::{Core, Leader, other_members};
+use crate::pinset::{Outcome, PeerTable, Refusal};
+use crate::raft::{ChangeError, NodeAndPeer, RaftStatus};
+use crate::state_folder::hex;
+
+/// A learner that is behind by fewer entries may vote.
+const MAX_LAG_TO_VOTE: u64 = 1000;
+/// The supervisor looks again after so long, without being woken.
+const SUPERVISE_INTERVAL: Duration = Duration::from_millis(500);
+/// One step of a change of Raft's configuration.
+const STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// `remove` waits so long for Raft's configuration to follow; it goes on by itself afterwards.
+const REMOVED_DEADLINE: Duration = Duration::from_secs(5);
+/// Another peer's answer to a join.
+const JOIN_DEADLINE: Duration = Duration::from_secs(15);
+/// Between attempts to tell the cluster about this peer.
+const ANNOUNCE_PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(10);
+/// A removed peer goes on voting until it is out of the configuration, which may need its vote; at most so long.
+const LINGER: Duration = Duration::from_secs(10);
+/// Pins of one page, when a removal looks for only copies.
+const HOLDINGS_PAGE: usize = 500;
+/// Voters that have not answered for so long do not count as running.
+const RECENT_CONTACT: Duration = Duration::from_secs(5);
+
+/// Commits that the caller is a member, or updates its row. One hop to the leader.
+pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<JoinReply> {
+    let facts = core.state.facts();
+    if facts.cluster_id.is_empty() {
+        return Err(Error::unavailable("join: this cluster is not founded yet"));
+    }
+    let joiner = if request.forwarded {
+        if facts.peers.member(&caller.to_bytes()).is_none() {
+            return Err(Error::new(Code::PermissionDenied, "only a member may ask on behalf of another peer"));
+        }
+        peer_from_bytes(&request.on_behalf_of)?
+    } else {
+        caller
+    };
+    check_joiner(&request, &facts.cluster_id, &facts.peers, &joiner)?;
+    let origin = if request.forwarded { Origin::Forwarded } else { Origin::Own };
+    match core.leader_for(origin).await? {
+        Leader::This { term } => join_here(core, request, joiner, term).await,
+        Leader::Other(leader) if origin == Origin::Own => {
+            let mut client = core.membership_client(&leader)?;
+            let on_behalf_of = joiner.to_bytes();
+            let forwarded = JoinCall { forwarded: true, on_behalf_of, ..request };
+            call("join at the leader", JOIN_DEADLINE, client.join(forwarded)).await
+        }
+        Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
+    }
+}
+
+fn check_joiner(request: &JoinCall, cluster_id: &[u8], peers: &PeerTable, joiner: &PeerId) -> Result<()> {
+    if request.wire_version != WIRE_VERSION {
+        return Err(Error::new(
+            Code::Incompatible,
+            format!(
+                "join: peer {joiner} speaks wire version {} and this cluster speaks {WIRE_VERSION}",
+                pinfold_common::ids::shorten(&request.wire_version)
+            ),
+        ));
+    }
+    if !request.cluster_id.is_empty() && request.cluster_id != cluster_id {
+        return Err(Error::new(
+            Code::Incompatible,
+            format!(
+                "join: peer {joiner} belongs to cluster {} and this is cluster {}",
+                hex(&request.cluster_id),
+                hex(cluster_id)
+            ),
+        ));
+    }
+    if request.node_id != 0 && peers.is_removed(request.node_id) {
+        return Err(Error::new(
+            Code::Removed,
+            format!("peer {joiner}, node {}, was removed from this cluster", request.node_id),
+        ));
+    }
+    Ok(())
+}
+
+async fn join_here(core: &Core, request: JoinCall, joiner: PeerId, term: u64) -> Result<JoinReply> {
+    let facts = core.state.facts();
+    let existing = facts.peers.member(&joiner.to_bytes());
+    if request.node_id == 0
+        && let Some(row) = existing
+        && has_had_data(core, row)
+    {
+        // A peer that had the log and comes without it must not vote under the old node ID: it would break what it
+        // promised (fault:F3). It comes back as a new node.
+        tracing::warn!(peer = %joiner, node = row.node_id, "the peer joins without its data: its old node is removed");
+        let remove = storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id };
+        refused(propose(core, term, Kind::Remove(remove)).await?)?;
+        core.membership_changed.notify_one();
+    }
+    let peer = types::Peer {
+        peer_id: joiner.to_bytes(),
+        node_id: request.node_id,
+        name: request.name,
+        addresses: request.addresses,
+        multiaddresses: request.multiaddresses,
+        version: request.version,
+        wire_version: request.wire_version,
+        ..types::Peer::default()
+    };
+    let outcome = propose(core, term, Kind::PeerJoin(storage::PeerJoin { peer: Some(peer) })).await?;
+    let row = refused(outcome)?.ok_or_else(|| Error::internal("join: no row came of it"))?;
+    core.membership_changed.notify_one();
+    let facts = core.state.facts();
+    Ok(JoinReply {
+        cluster_id: facts.cluster_id.clone(),
+        node_id: row.node_id,
+        lineage: facts.lineage,
+        peerset: Some(facts.peers.to_set(&facts.cluster_id, facts.lineage)),
+    })
+}
+
+/// Whether that node ever acknowledged an entry. One that did not can start from nothing: its first answer was lost.
+fn has_had_data(core: &Core, row: &types::Peer) -> bool {
+    let status = core.raft.status().borrow().clone();
+    row.voter
+        || status.followers.get(&row.node_id).is_some_and(|follower| follower.matched.is_some_and(|index| index > 0))
+}
+
+async fn propose(core: &Core, term: u64, kind: Kind) -> Result<Outcome> {
+    let command = storage::Command { at: Some(Timestamp::now().into()), request_key: Vec::new(), command: Some(kind) };
+    let (_, outcome) = core.raft.propose_in_term(command, term).await?;
+    Ok(outcome)
+}
+
+/// The row a command about a peer left, or its refusal as an error.
+fn refused(outcome: Outcome) -> Result<Option<types::Peer>> {
+    match outcome {
+        Outcome::Peer(row) => Ok(Some(row)),
+        Outcome::Done | Outcome::Items(_) => Ok(None),
+        Outcome::Refused(refusal) => Err(match refusal {
+            Refusal::NotAMember => Error::not_found("that peer is not a member of this cluster"),
+            Refusal::NodeRemoved => Error::new(Code::Removed, "that node was removed from this cluster"),
+            Refusal::LastPeer => Error::rejected("cannot remove ourselves from a one-peer cluster"),
+            Refusal::AlreadyFounded => Error::rejected("this cluster was founded before"),
+        }),
+    }
+}
+
+/// Takes a peer out of the cluster (beh:B4.4). Refused while it has the only copy of something: nothing is moved here.
+pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Result<()> {
+    let peer = peer_from_bytes(&request.peer_id)?;
+    match core.leader_for(origin).await? {
+        Leader::This { term } => remove_here(core, &peer, term).await,
+        Leader::Other(leader) if origin == Origin::Own => {
+            let mut client = core.forward_client(&leader)?;
+            call("remove a peer at the leader", Core::FORWARD_DEADLINE, client.remove_peer(request)).await?;
+            Ok(())
+        }
+        Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
+    }
+}
+
+async fn remove_here(core: &Core, peer: &PeerId, term: u64) -> Result<()> {
+    let facts = core.state.facts();
+    // Removing who is not there succeeds, as in the original.
+    let Some(row) = facts.peers.member(&peer.to_bytes()) else { return Ok(()) };
+    check_quorum_without(core, &core.raft.status().borrow(), row.node_id)?;
+    check_no_only_copy(core, peer, &facts.peers).await?;
+    let remove = storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id };
+    refused(propose(core, term, Kind::Remove(remove)).await?)?;
+    core.membership_changed.notify_one();
+    tracing::info!(%peer, node = row.node_id, "removed a peer");
+    let mut status = core.raft.status();
+    let node_id = row.node_id;
+    let _ = tokio::time::timeout(REMOVED_DEADLINE, status.wait_for(|status| !status.is_member(node_id))).await;
+    Ok(())
+}
+
+/// The voters that stay must have a running majority, or the removal would never be done and nothing else either.
+fn check_quorum_without(core: &Core, status: &RaftStatus, node_id: u64) -> Result<()> {
+    if !status.voters.contains(&node_id) {
+        return Ok(());
+    }
+    let staying: Vec<u64> = status.voters.iter().copied().filter(|voter| *voter != node_id).collect();
+    let runs = |voter: &u64| {
+        *voter == core.node_id
+            || status
+                .followers
+                .get(voter)
+                .and_then(|follower| follower.last_contact)
+                .is_some_and(|at| at.elapsed() < RECENT_CONTACT)
+    };
+    let running = staying.iter().filter(|voter| runs(voter)).count();
+    if staying.is_empty() || running > staying.len() / 2 {
+        return Ok(());
+    }
+    Err(Error::rejected(format!(
+        "removing this peer would leave {} voters of which {running} are running: no majority",
+        staying.len()
+    )))
+}
+
+async fn check_no_only_copy(core: &Core, peer: &PeerId, peers: &PeerTable) -> Result<()> {
+    let bytes = peer.to_bytes();
+    let holds = |other: &Vec<u8>| {
+        peers.member(other).is_some_and(|row| match row.state() {
+            State::Healthy | State::Draining => true,
+            State::Away | State::Removed => false,
+        })
+    };
+    let mut after = 0;
+    loop {
+        let page = core.state.allocated_to(&bytes, after, HOLDINGS_PAGE).await;
+        let page = page.map_err(|error| Error::internal(format!("read the peer's allocations: {error}")))?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.row;
+        for held in &page {
+            let is_elsewhere = held.pin.allocations.iter().any(|other| *other != bytes && holds(other));
+            if !is_elsewhere {
+                let cid = pinfold_common::ids::cid_from_bytes(&held.pin.cid)?;
+                return Err(Error::rejected(format!(
+                    "peer {peer} has the only copy of {cid}, and may have more: pin them to other peers first"
+                )));
+            }
+        }
+    }
+}
+
+/// Makes Raft's configuration what the rows say, while this peer leads.
+pub async fn supervise(core: Arc<Core>, shutdown: Shutdown) {
+    let mut facts = core.state.watch_facts();
+    let work = async {
+        loop {
+            let leads = matches!(core.position.borrow().leader, Leader::This { .. });
+            let stepped = leads && supervise_once(&core).await;
+            if stepped {
+                continue;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SUPERVISE_INTERVAL) => {}
+                () = core.membership_changed.notified() => {}
+                changed = facts.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    shutdown.race(work).await;
+}
+
+/// What to do next; `None`: all is as it should be.
+#[derive(Debug, PartialEq)]
+enum Step {
+    FinishJoint,
+    HandOver(u64),
+    RemoveNodes(Vec<u64>),
+    AddLearner(NodeAndPeer),
+    /// Its consensus service has moved.
+    SetAddress(NodeAndPeer),
+    Promote(u64),
+}
+
+/// PURE: compares the rows with Raft's configuration.
+fn next_step(own: u64, max_voters: usize, peers: &PeerTable, status: &RaftStatus) -> Option<Step> {
+    if status.is_joint {
+        return Some(Step::FinishJoint);
+    }
+    let gone: Vec<u64> =
+        status.voters.iter().chain(&status.learners).copied().filter(|node| peers.is_removed(*node)).collect();
+    if gone.contains(&own) {
+        // Somebody else takes this node out.
+        let heir = status.voters.iter().copied().find(|voter| *voter != own && !peers.is_removed(*voter))?;
+        return Some(Step::HandOver(heir));
+    }
+    if !gone.is_empty() {
+        return Some(Step::RemoveNodes(gone));
+    }
+    for row in peers.members() {
+        let address = row.addresses.as_ref().map(|addresses| addresses.consensus.clone()).unwrap_or_default();
+        let configured = status.nodes.get(&row.node_id);
+        if address.is_empty() || configured.is_some_and(|node| node.address == address) {
+            continue;
+        }
+        let Ok(peer_id) = peer_from_bytes(&row.peer_id) else { continue };
+        let node = NodeAndPeer { node_id: row.node_id, peer_id, address };
+        return Some(if configured.is_some() { Step::SetAddress(node) } else { Step::AddLearner(node) });
+    }
+    if status.voters.len() >= max_voters {
+        return None;
+    }
+    let is_close = |node: &u64| status.lag(*node).is_some_and(|lag| lag < MAX_LAG_TO_VOTE);
+    let is_member = |node: &u64| peers.node(*node).is_some();
+    status.learners.iter().copied().find(|node| is_close(node) && is_member(node)).map(Step::Promote)
+}
+
+/// Whether a step was done, so that the next one may follow at once.
+async fn supervise_once(core: &Core) -> bool {
+    let status = core.raft.status().borrow().clone();
+    let facts = core.state.facts();
+    let Some(step) = next_step(core.node_id, core.config.max_voters, &facts.peers, &status) else { return false };
+    tracing::info!(?step, "change Raft's configuration");
+    let work = async {
+        match &step {
+            Step::FinishJoint => core.raft.finish_joint().await,
+            Step::HandOver(heir) => core.raft.transfer_leader(*heir).await,
+            Step::RemoveNodes(nodes) => core.raft.remove_nodes(nodes.iter().copied().collect()).await,
+            Step::AddLearner(node) => core.raft.add_learner(node).await,
+            Step::SetAddress(node) => core.raft.set_address(node).await,
+            Step::Promote(node) => core.raft.promote([*node].into()).await,
+        }
+    };
+    match tokio::time::timeout(STEP_DEADLINE, work).await {
+        Ok(Ok(())) => true,
+        Ok(Err(ChangeError::NotLeader(_) | ChangeError::InProgress(_))) => false,
+        Ok(Err(error)) => {
+            tracing::warn!(?step, %error, "change Raft's configuration");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(?step, deadline = ?STEP_DEADLINE, "a change of Raft's configuration takes long");
+            false
+        }
+    }
+}
+
+/// Tells the cluster this peer's name, addresses and version when its row says otherwise, and thereby learns when it
+/// was removed while it was not running. Returns that; otherwise it goes on until `shutdown`.
+pub async fn announce(core: Arc<Core>, shutdown: Shutdown) -> Option<String> {
+    let work = async {
+        let mut pause = ANNOUNCE_PAUSES.start;
+        loop {
+            if is_announced(&core) {
+                return std::future::pending().await;
+            }
+            match announce_once(&core).await {
+                Ok(()) => pause = ANNOUNCE_PAUSES.start,
+                Err(error) if error.code == Code::Removed => return error.message,
+                Err(error) => tracing::debug!(%error, "tell the cluster this peer's addresses"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ANNOUNCE_PAUSES.end);
+        }
+    };
+    shutdown.race(work).await
+}
+
+fn is_announced(core: &Core) -> bool {
+    let facts = core.state.facts();
+    let Some(row) = facts.peers.node(core.node_id) else { return false };
+    let own = core.config.own_row();
+    core.position.borrow().caught_up
+        && row.name == own.name
+        && row.addresses == own.addresses
+        && row.multiaddresses == own.multiaddresses
+        && row.version == own.version
+        && row.wire_version == own.wire_version
+}
+
+async fn announce_once(core: &Core) -> Result<()> {
+    let position = core.position.borrow().clone();
+    let request = join_call(&core.config, core.state.facts().cluster_id.clone(), core.node_id);
+    match position.leader {
+        // The first entries may not be applied yet: the row is not missing, it is not here yet.
+        Leader::Other(_) if !position.caught_up => Ok(()),
+        Leader::This { .. } => join(core, request, core.own).await.map(drop),
+        Leader::Other(leader) => {
+            let mut client = core.membership_client(&leader)?;
+            call("tell the leader this peer's addresses", JOIN_DEADLINE, client.join(request)).await.map(drop)
+        }
+        Leader::Nobody => ask_members(core, request).await,
+    }
+}
+
+/// Without a leader there may be one that does not speak with this peer any more. Any member can say so.
+async fn ask_members(core: &Core, request: JoinCall) -> Result<()> {
+    let mut failed = Error::unavailable("no other member is known");
+    for (peer, _) in other_members(core) {
+        let mut client = core.membership_client(&peer)?;
+        match call("ask a member about this peer", JOIN_DEADLINE, client.join(request.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code == Code::Removed => return Err(error),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// What this peer says when it joins, or is a member and says it again.
+pub fn join_call(config: &crate::config::Config, cluster_id: Vec<u8>, node_id: u64) -> JoinCall {
+    let row = config.own_row();
+    JoinCall {
+        name: row.name,
+        addresses: row.addresses,
+        multiaddresses: row.multiaddresses,
+        version: row.version,
+        wire_version: row.wire_version,
+        cluster_id,
+        node_id,
+        forwarded: false,
+        on_behalf_of: Vec::new(),
+    }
+}
+
+/// Resolves when the log says that this node is removed and it is not needed any more.
+pub async fn removed(core: Arc<Core>) -> String {
+    let mut facts = core.state.watch_facts();
+    let node_id = core.node_id;
+    if facts.wait_for(|facts| facts.peers.is_removed(node_id)).await.is_err() {
+        return std::future::pending().await;
+    }
+    tracing::warn!("this peer was removed from its cluster");
+    let mut status = core.raft.status();
+    let deadline = Instant::now() + LINGER;
+    let _ = tokio::time::timeout_at(deadline, status.wait_for(|status| !status.is_member(node_id))).await;
+    "its removal was applied".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer_id(number: u8) -> PeerId {
+        let mut bytes = vec![0, 36, 8, 1, 18, 32];
+        bytes.extend([number; 32]);
+        PeerId::from_bytes(&bytes).unwrap()
+    }
+
+    fn table(rows: &[(u64, State)]) -> PeerTable {
+        let mut table = PeerTable::default();
+        for (node_id, state) in rows {
+            let addresses = types::ServiceAddresses { consensus: "127.0.0.1:1".into(), ..Default::default() };
+            let mut row = types::Peer {
+                peer_id: peer_id(*node_id as u8).to_bytes(),
+                node_id: *node_id,
+                addresses: Some(addresses),
+                ..types::Peer::default()
+            };
+            row.set_state(*state);
+            table.rows.insert(*node_id, row);
+        }
+        table
+    }
+
+    fn status(voters: &[u64], learners: &[(u64, u64)]) -> RaftStatus {
+        let node =
+            |node_id: u64| NodeAndPeer { node_id, peer_id: peer_id(node_id as u8), address: "127.0.0.1:1".into() };
+        RaftStatus {
+            voters: voters.iter().copied().collect(),
+            learners: learners.iter().map(|(id, _)| *id).collect(),
+            nodes: voters.iter().copied().chain(learners.iter().map(|(id, _)| *id)).map(|id| (id, node(id))).collect(),
+            followers: learners
+                .iter()
+                .map(|(id, matched)| (*id, crate::raft::Follower { matched: Some(*matched), last_contact: None }))
+                .collect(),
+            last_log_index: 5000,
+            ..RaftStatus::default()
+        }
+    }
+
+    /// Goal: Raft's configuration follows the rows step by step, wherever the last leader stopped.
+    #[test]
+    fn the_next_step_is_a_comparison() {
+        let healthy = State::Healthy;
+        let rows = table(&[(1, healthy), (2, healthy), (3, State::Removed)]);
+        let step = |rows: &PeerTable, status: &RaftStatus| next_step(1, 7, rows, status);
+        assert_eq!(step(&rows, &RaftStatus { is_joint: true, ..status(&[1], &[]) }), Some(Step::FinishJoint));
+        assert_eq!(step(&rows, &status(&[1, 2, 3], &[])), Some(Step::RemoveNodes(vec![3])));
+        assert!(matches!(step(&rows, &status(&[1], &[])), Some(Step::AddLearner(node)) if node.node_id == 2));
+        assert_eq!(step(&rows, &status(&[1], &[(2, 3000)])), None, "too far behind to vote");
+        assert_eq!(step(&rows, &status(&[1], &[(2, 4500)])), Some(Step::Promote(2)));
+        assert_eq!(next_step(1, 1, &rows, &status(&[1], &[(2, 4500)])), None, "enough voters");
+        assert_eq!(step(&rows, &status(&[1, 2], &[])), None);
+        let leader_removed = table(&[(1, State::Removed), (2, healthy)]);
+        assert_eq!(step(&leader_removed, &status(&[1, 2], &[])), Some(Step::HandOver(2)));
+    }
+
+    /// Goal: who may not join is told why: another version, another cluster, a removed node.
+    #[test]
+    fn joiners_are_checked() {
+        let rows = table(&[(1, State::Healthy), (3, State::Removed)]);
+        let good = JoinCall { wire_version: WIRE_VERSION.into(), ..JoinCall::default() };
+        let check = |request: JoinCall| check_joiner(&request, b"here", &rows, &peer_id(3)).map_err(|error| error.code);
+        assert_eq!(check(good.clone()), Ok(()));
+        assert_eq!(check(JoinCall { wire_version: "0.9".into(), ..good.clone() }), Err(Code::Incompatible));
+        assert_eq!(check(JoinCall { cluster_id: b"there".into(), ..good.clone() }), Err(Code::Incompatible));
+        assert_eq!(check(JoinCall { node_id: 3, ..good }), Err(Code::Removed));
+    }
+}
