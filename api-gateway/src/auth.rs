@@ -68,10 +68,6 @@ impl Auth {
         Auth { credentials, comparison }
     }
 
-    pub fn is_required(&self) -> bool {
-        self.credentials.is_some()
-    }
-
     /// Checks the `Authorization` header of a request, or the metadata of a gRPC call. `now` is Unix time.
     pub fn check(&self, headers: &HeaderMap, now: i64) -> Result<User, Denied> {
         let Some(credentials) = &self.credentials else { return Ok(User::Anybody) };

@@ -227,7 +227,7 @@ mod tests {
         let tls = [("ssl_cert_file", json!("c")), ("ssl_key_file", json!("k"))];
         let check = |changes: &[(&str, serde_json::Value)]| refuse_insecure_listen(&rest(changes).unwrap());
         assert!(check(&[]).is_ok());
-        assert!(check(&[everywhere.clone()]).unwrap_err().message.contains("/ip4/0.0.0.0/tcp/9094"));
+        assert!(check(std::slice::from_ref(&everywhere)).unwrap_err().message.contains("/ip4/0.0.0.0/tcp/9094"));
         assert!(check(&[everywhere.clone(), credentials.clone()]).is_err());
         assert!(check(&[everywhere.clone(), tls[0].clone(), tls[1].clone()]).is_err());
         assert!(check(&[everywhere, credentials, tls[0].clone(), tls[1].clone()]).is_ok());

@@ -137,3 +137,6 @@ fn acceptor(rest: &RestConfig) -> Result<Option<TlsAcceptor>> {
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use pinfold_common::ids::{peers_from_bytes, peers_to_bytes};
@@ -197,7 +196,7 @@ fn steps_of(part: Part, file: &mut OpenFile) -> Result<Vec<Input>> {
         Part::Data(data) if data.len() > MAX_DATA_BYTES => {
             Err(Error::invalid(format!("data: {} bytes, at most {MAX_DATA_BYTES} in a message", data.len())))
         }
-        Part::Data(data) => Ok(vec![Input::Data(Bytes::from(data))]),
+        Part::Data(data) => Ok(vec![Input::Data(data)]),
         Part::Entry(entry) => {
             let path = clean_name(&entry.path)?;
             let begin = match entry::Kind::try_from(entry.kind) {

@@ -15,25 +15,19 @@ use super::*;
 struct Echo;
 
 impl Handler for Echo {
-    fn handle(
-        self,
-        request: Request<Incoming>,
-        _client: SocketAddr,
-    ) -> impl Future<Output = Response<Body>> + Send + 'static {
-        async move {
-            let path = request.uri().path().to_owned();
-            let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-            if path == "/plain" {
-                return Response::new(Body::from(body));
-            }
-            let mut trailers = HeaderMap::new();
-            trailers.insert("x-stream-error", body.len().to_string().parse().unwrap());
-            let data = bytes::Bytes::from(format!("{path} {}\n", String::from_utf8_lossy(&body)));
-            let frames = futures::stream::iter([Frame::data(data), Frame::trailers(trailers)]);
-            let mut response = Response::new(Body::new(StreamBody::new(frames.map(Ok::<_, Infallible>))));
-            response.headers_mut().insert("trailer", "X-Stream-Error".parse().unwrap());
-            response
+    async fn handle(self, request: Request<Incoming>, _client: SocketAddr) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        if path == "/plain" {
+            return Response::new(Body::from(body));
         }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-stream-error", body.len().to_string().parse().unwrap());
+        let data = bytes::Bytes::from(format!("{path} {}\n", String::from_utf8_lossy(&body)));
+        let frames = futures::stream::iter([Frame::data(data), Frame::trailers(trailers)]);
+        let mut response = Response::new(Body::new(StreamBody::new(frames.map(Ok::<_, Infallible>))));
+        response.headers_mut().insert("trailer", "X-Stream-Error".parse().unwrap());
+        response
     }
 }
 

@@ -118,7 +118,7 @@ fn append_number(into: &mut Vec<u8>, number: i64) {
 }
 
 fn append_text(into: &mut Vec<u8>, text: &str) {
-    let is_plain = |byte: u8| byte >= b' ' && byte < 0x7f && !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
+    let is_plain = |byte: u8| (b' '..0x7f).contains(&byte) && !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
     if text.bytes().all(is_plain) {
         into.push(b'"');
         into.extend_from_slice(text.as_bytes());
