@@ -63,7 +63,8 @@ fn line(access: &Access<'_>, now: OffsetDateTime) -> String {
         "{} - - [{time}] \"{} {} {:?}\" {} {bytes}\n",
         access.client.ip(),
         access.method,
-        access.uri,
+        // HTTP/2 gives the whole URI; lines look the same for both.
+        access.uri.path_and_query().map_or("", |path| path.as_str()),
         access.version,
         access.status.as_u16()
     )

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, explain};
+use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, explain, traced};
 use pinfold_common::peerset::{PeerInfo, PeersHandle, View};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
@@ -150,19 +150,19 @@ impl Cluster {
     }
 
     pub async fn pin(&self, call: consensus::PinCall) -> Result<consensus::PinReply> {
-        let reply = ask("pin", WRITE_DEADLINE, self.pins().pin(call)).await?;
+        let reply = ask("pin", WRITE_DEADLINE, self.pins().pin(traced(call))).await?;
         self.note_index(reply.index);
         Ok(reply)
     }
 
     pub async fn pin_many(&self, call: consensus::PinManyCall) -> Result<consensus::PinManyReply> {
-        let reply = ask("pin", WRITE_DEADLINE, self.pins().pin_many(call)).await?;
+        let reply = ask("pin", WRITE_DEADLINE, self.pins().pin_many(traced(call))).await?;
         self.note_index(reply.index);
         Ok(reply)
     }
 
     pub async fn unpin(&self, call: consensus::UnpinCall) -> Result<consensus::PinReply> {
-        let reply = ask("unpin", WRITE_DEADLINE, self.pins().unpin(call)).await?;
+        let reply = ask("unpin", WRITE_DEADLINE, self.pins().unpin(traced(call))).await?;
         self.note_index(reply.index);
         Ok(reply)
     }
@@ -170,7 +170,7 @@ impl Cluster {
     /// An entry of the pinset, or none, after every write that was answered here.
     pub async fn get(&self, cid: Vec<u8>, consistency: consensus::Consistency) -> Result<consensus::GetReply> {
         let call = consensus::GetCall { cid, consistency: consistency as i32, min_index: self.min_index() };
-        ask("read the pinset", READ_DEADLINE, self.pins().get(call)).await
+        ask("read the pinset", READ_DEADLINE, self.pins().get(traced(call))).await
     }
 
     /// Names and IPFS nodes of all members, at most `DIRECTORY_TTL` old where the monitor answers.

@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use futures::future::join_all;
+use pinfold_common::channel::traced;
 use pinfold_common::peerset::PeerInfo;
 use pinfold_common::status::TrackerStatus;
 use pinfold_common::time::Timestamp;
@@ -90,12 +91,12 @@ where
 
 async fn status_of(cluster: &Cluster, cid: &Cid, min_index: u64) -> Result<types::PinInfo> {
     let call = TrackerStatusCall { cids: vec![cid.to_bytes()], min_index: min_index.max(cluster.min_index()) };
-    first_info(ask("ask for the status", PEER_DEADLINE, cluster.own_tracker().status(call)).await?.infos)
+    first_info(ask("ask for the status", PEER_DEADLINE, cluster.own_tracker().status(traced(call))).await?.infos)
 }
 
 async fn status_of_peer(cluster: &Cluster, peer: PeerInfo, cid: &Cid, min_index: u64) -> Result<types::PinInfo> {
     let call = TrackerStatusCall { cids: vec![cid.to_bytes()], min_index };
-    first_info(ask("ask for the status", PEER_DEADLINE, cluster.tracker(&peer).status(call)).await?.infos)
+    first_info(ask("ask for the status", PEER_DEADLINE, cluster.tracker(&peer).status(traced(call))).await?.infos)
 }
 
 async fn recover_of(cluster: &Cluster, cid: &Cid) -> Result<types::PinInfo> {

@@ -120,7 +120,10 @@ impl Call<'_> {
             consistency: self.consistency() as i32,
             min_index: self.rest.cluster.min_index(),
         };
-        let replies = ask("list the pinset", READ_DEADLINE, self.rest.cluster.pins().list(call)).await?;
+        let replies = match ask("list the pinset", READ_DEADLINE, self.rest.cluster.pins().list(call)).await {
+            Ok(replies) => replies,
+            Err(error) => return Ok(respond::stream(stream::iter([Err(error)]).boxed()).await),
+        };
         let lines = stream::unfold(Some((replies, PinRows::default())), |state| async move {
             let (mut replies, mut rows) = state?;
             loop {

@@ -109,7 +109,9 @@ pub enum Cleaned {
 
 /// rest-api.md 1.1, steps 4 and 5, for an unescaped path. `/` itself is clean, and no route.
 pub fn clean(path: &str) -> Cleaned {
-    if path == "/" {
+    // Nearly all are: nothing is built for them.
+    let may_need_cleaning = path.ends_with('/') || path.contains("//") || path.contains("/.") || !path.starts_with('/');
+    if path == "/" || !may_need_cleaning {
         return Cleaned::Clean;
     }
     if let Some(without) = path.strip_suffix('/') {
