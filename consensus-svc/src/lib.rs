@@ -23,7 +23,6 @@ pub mod raft;
 pub mod state_folder;
 pub mod store;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -231,16 +230,26 @@ async fn serve_member(
     ended
 }
 
-/// How this peer learns that it was removed: by the log, by a member that it asks, or by another node's Raft.
-fn removal(core: Arc<Core>, end: Shutdown) -> impl Future<Output = String> {
-    async move {
-        let mut told = core.raft.removed();
-        tokio::select! {
-            reason = membership::removed(core.clone()) => reason,
-            Some(reason) = membership::announce(core.clone(), end) => reason,
-            Ok(_) = told.wait_for(|removed| *removed) => "another peer's consensus said so".to_owned(),
-            else => std::future::pending().await,
+/// How this peer learns that it was removed: by the log, by a member that it asks, or by another node's Raft. Never
+/// resolves otherwise.
+async fn removal(core: Arc<Core>, end: Shutdown) -> String {
+    let mut told = core.raft.removed();
+    let told = async {
+        if told.wait_for(|removed| *removed).await.is_err() {
+            std::future::pending::<()>().await;
         }
+        "another peer's consensus said so".to_owned()
+    };
+    let asked = async {
+        match membership::announce(core.clone(), end).await {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        reason = membership::removed(core.clone()) => reason,
+        reason = asked => reason,
+        reason = told => reason,
     }
 }
 

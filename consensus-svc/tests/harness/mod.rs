@@ -1,0 +1,335 @@
+//! Whole consensus rooms in this process, over real mTLS, each with a stand-in for its monitor (the test seam): it
+//! allocates round robin among the members it is told of, and counts what it was asked.
+
+#![allow(dead_code)] // each test binary uses its part
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use consensus_svc::config::Config;
+use consensus_svc::error::Error;
+use consensus_svc::{Listeners, run};
+use parking_lot::Mutex;
+use pinfold_common::audience::{Members, Standing};
+use pinfold_common::channel::Channels;
+use pinfold_common::config::File;
+use pinfold_common::identity::Identity;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::tls::{ClusterSecret, Room, Tls};
+use pinfold_common::{PeerId, server};
+use pinfold_proto::consensus::membership_client::MembershipClient;
+use pinfold_proto::consensus::peers_client::PeersClient;
+use pinfold_proto::consensus::pins_client::PinsClient;
+use pinfold_proto::consensus::{StatusCall, StatusReply};
+use pinfold_proto::monitor::allocation_server::{Allocation, AllocationServer};
+use pinfold_proto::monitor::monitor_server::{Monitor, MonitorServer};
+use pinfold_proto::monitor::{
+    AlertsCall, AlertsReply, AllocateReply, AllocateRequest, ContactReport, ContactsReply, Item, LatestMetricsCall,
+    LatestMetricsReply, MetricNamesCall, MetricNamesReply, Peers, PublishCall, PublishReply, Result as Placed, TooFew,
+    VerdictsCall, VerdictsReply, item, result,
+};
+use pinfold_proto::types;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Everything here happens within this time, or the test fails.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for a condition.
+pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let poll = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, poll).await.is_ok(), "not within {DEADLINE:?}: {what}");
+}
+
+/// What the stand-ins know; all of a cluster share one.
+#[derive(Default)]
+pub struct Monitors {
+    pub peers: Mutex<Vec<Vec<u8>>>,
+    pub is_down: AtomicBool,
+    pub calls: AtomicUsize,
+    pub items: AtomicUsize,
+    pub contacts: Mutex<BTreeMap<Vec<u8>, u64>>,
+    next: AtomicUsize,
+}
+
+#[derive(Clone)]
+struct FakeMonitor(Arc<Monitors>);
+
+impl FakeMonitor {
+    fn allocate_now(&self, request: AllocateRequest) -> Result<Response<AllocateReply>, Status> {
+        if self.0.is_down.load(Ordering::Acquire) {
+            return Err(pinfold_common::Error::unavailable("warming_up").into());
+        }
+        self.0.calls.fetch_add(1, Ordering::AcqRel);
+        self.0.items.fetch_add(request.items.len(), Ordering::AcqRel);
+        let results = request.items.iter().map(|item| self.place(item)).collect();
+        Ok(Response::new(AllocateReply { results }))
+    }
+
+    fn place(&self, item: &Item) -> Placed {
+        let all = self.0.peers.lock().clone();
+        if item.growth() == item::Growth::ForBlocks && item.replication_factor_min == -1 {
+            return Placed { result: Some(result::Result::Peers(Peers { peers: all })) };
+        }
+        let mut chosen: Vec<Vec<u8>> = item.current.iter().filter(|peer| all.contains(peer)).cloned().collect();
+        let current = chosen.len() as i32;
+        let mut candidates: Vec<Vec<u8>> =
+            item.priority.iter().filter(|peer| all.contains(peer) && !chosen.contains(peer)).cloned().collect();
+        let start = self.0.next.fetch_add(1, Ordering::AcqRel);
+        for step in 0..all.len() {
+            let peer = &all[(start + step) % all.len()];
+            if !chosen.contains(peer) && !candidates.contains(peer) && !item.exclude.contains(peer) {
+                candidates.push(peer.clone());
+            }
+        }
+        let needed = item.replication_factor_min - current;
+        if (candidates.len() as i32) < needed {
+            let too_few = TooFew {
+                needed,
+                wanted: item.replication_factor_max - current,
+                candidates: candidates.len() as i32,
+                reasons: Vec::new(),
+            };
+            return Placed { result: Some(result::Result::TooFew(too_few)) };
+        }
+        chosen.extend(candidates);
+        chosen.truncate(item.replication_factor_max.max(0) as usize);
+        Placed { result: Some(result::Result::Peers(Peers { peers: chosen })) }
+    }
+}
+
+#[tonic::async_trait]
+impl Allocation for FakeMonitor {
+    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateReply>, Status> {
+        self.allocate_now(request.into_inner())
+    }
+}
+
+#[tonic::async_trait]
+impl Monitor for FakeMonitor {
+    async fn publish(&self, _request: Request<PublishCall>) -> Result<Response<PublishReply>, Status> {
+        Ok(Response::new(PublishReply {}))
+    }
+
+    async fn contacts(
+        &self,
+        request: Request<Streaming<ContactReport>>,
+    ) -> Result<Response<ContactsReply>, Status> {
+        let mut reports = request.into_inner();
+        while let Some(report) = reports.message().await? {
+            let mut known = self.0.contacts.lock();
+            known.extend(report.contacts.into_iter().map(|contact| (contact.peer_id, contact.age_ms)));
+        }
+        Ok(Response::new(ContactsReply {}))
+    }
+
+    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateReply>, Status> {
+        self.allocate_now(request.into_inner())
+    }
+
+    async fn latest_metrics(
+        &self,
+        _request: Request<LatestMetricsCall>,
+    ) -> Result<Response<LatestMetricsReply>, Status> {
+        Ok(Response::new(LatestMetricsReply::default()))
+    }
+
+    async fn metric_names(&self, _request: Request<MetricNamesCall>) -> Result<Response<MetricNamesReply>, Status> {
+        Ok(Response::new(MetricNamesReply::default()))
+    }
+
+    async fn verdicts(&self, _request: Request<VerdictsCall>) -> Result<Response<VerdictsReply>, Status> {
+        Ok(Response::new(VerdictsReply::default()))
+    }
+
+    async fn alerts(&self, _request: Request<AlertsCall>) -> Result<Response<AlertsReply>, Status> {
+        Ok(Response::new(AlertsReply::default()))
+    }
+}
+
+struct Everybody;
+
+impl Members for Everybody {
+    fn standing(&self, _peer: &PeerId) -> Standing {
+        Standing::Member
+    }
+}
+
+/// One peer: its folder, its ports, and what runs of it.
+pub struct Peer {
+    pub identity: Identity,
+    pub folder: tempfile::TempDir,
+    pub address: String,
+    pub channels: Channels,
+    file: File,
+    monitor_end: Shutdown,
+    running: Option<(Shutdown, JoinHandle<Result<(), Error>>)>,
+}
+
+pub struct Cluster {
+    pub secret: ClusterSecret,
+    pub monitors: Arc<Monitors>,
+}
+
+impl Cluster {
+    pub fn new() -> Cluster {
+        Cluster { secret: ClusterSecret::generate(), monitors: Arc::default() }
+    }
+
+    /// A peer with its monitor, not started.
+    pub async fn peer(&self) -> Peer {
+        let identity = Identity::generate();
+        self.monitors.peers.lock().push(identity.peer_id.to_bytes());
+        let folder = tempfile::tempdir().unwrap();
+        let monitor = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let monitor_port = monitor.local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let file = File::defaults()
+            .in_folder(folder.path())
+            .with("cluster.secret", json!(self.secret.to_hex()))
+            .with("cluster.peername", json!(format!("peer-{port}")))
+            .with("cluster.replication_factor_min", json!(1))
+            .with("cluster.replication_factor_max", json!(2))
+            .with("services.consensus.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{port}")))
+            .with("services.monitor.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{monitor_port}")));
+        let monitor_end = Shutdown::new();
+        let tls = Tls::new(&self.secret, &identity, Room::Monitor).unwrap();
+        let fake = FakeMonitor(self.monitors.clone());
+        let routes = Routes::new(MonitorServer::new(fake.clone())).add_service(AllocationServer::new(fake));
+        tokio::spawn(server::serve(monitor, tls, Arc::new(Everybody), routes, monitor_end.clone()));
+        let channels = Channels::new(Tls::new(&self.secret, &identity, Room::Gateway).unwrap());
+        let address = format!("127.0.0.1:{port}");
+        Peer { identity, folder, address, channels, file, monitor_end, running: None }
+    }
+
+    /// `count` peers of one cluster, all ready and all voters.
+    pub async fn started(count: usize) -> (Cluster, Vec<Peer>) {
+        let cluster = Cluster::new();
+        let mut first = cluster.peer().await;
+        first.start(&[]).await;
+        first.ready().await;
+        let mut peers = vec![first];
+        for _ in 1..count {
+            let mut peer = cluster.peer().await;
+            peer.start(&[peers[0].multiaddress()]).await;
+            peers.push(peer);
+        }
+        for peer in &peers {
+            peer.ready().await;
+            until("everybody votes", || async {
+                let peerset = peer.status().await.and_then(|status| status.peerset).unwrap_or_default();
+                peerset.peers.iter().filter(|row| row.voter).count() == count
+            })
+            .await;
+        }
+        (cluster, peers)
+    }
+}
+
+impl Peer {
+    pub fn id(&self) -> Vec<u8> {
+        self.identity.peer_id.to_bytes()
+    }
+
+    pub fn multiaddress(&self) -> String {
+        format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", self.address.rsplit_once(':').unwrap().1, self.identity.peer_id)
+    }
+
+    pub fn set(&mut self, key: &str, value: serde_json::Value) {
+        self.file = self.file.clone().with(key, value);
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub async fn start(&mut self, bootstrap: &[String]) {
+        let config = Config::with_identity(&self.file, bootstrap, self.identity.clone()).unwrap();
+        let grpc = loop {
+            // The port may still be in the hands of what ran before.
+            match TcpListener::bind(&self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let shutdown = Shutdown::new();
+        let running = tokio::spawn(run(config, Listeners { grpc, metrics: None }, shutdown.clone()));
+        self.running = Some((shutdown, running));
+    }
+
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        let (shutdown, running) = self.running.take().unwrap();
+        shutdown.trigger();
+        running.await.unwrap()
+    }
+
+    /// How the run ended by itself.
+    pub async fn ended(&mut self) -> Result<(), Error> {
+        let (_, running) = self.running.take().unwrap();
+        tokio::time::timeout(DEADLINE, running).await.expect("the run ends").unwrap()
+    }
+
+    fn channel(&self) -> Channel {
+        self.channels.to(Room::Consensus, &self.identity.peer_id, &self.address)
+    }
+
+    pub fn pins(&self) -> PinsClient<Channel> {
+        PinsClient::new(self.channel())
+    }
+
+    pub fn peers(&self) -> PeersClient<Channel> {
+        PeersClient::new(self.channel())
+    }
+
+    /// A client with this peer's certificate, towards another peer.
+    pub fn membership_of(&self, other: &Peer) -> MembershipClient<Channel> {
+        MembershipClient::new(self.channels.to(Room::Consensus, &other.identity.peer_id, &other.address))
+    }
+
+    pub async fn status(&self) -> Option<StatusReply> {
+        self.peers().status(StatusCall {}).await.ok().map(Response::into_inner)
+    }
+
+    pub async fn ready(&self) {
+        until("ready", || async { self.status().await.is_some_and(|status| status.ready) }).await;
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.monitor_end.trigger();
+        if let Some((shutdown, _)) = &self.running {
+            shutdown.trigger();
+        }
+    }
+}
+
+/// A CID of raw bytes, by number.
+pub fn cid(number: u32) -> Vec<u8> {
+    let mut bytes = vec![1, 0x55, 0, 20];
+    bytes.extend(number.to_be_bytes());
+    bytes.extend([0; 16]);
+    bytes
+}
+
+pub fn request(number: u32) -> types::PinRequest {
+    types::PinRequest {
+        cid: cid(number),
+        r#type: types::PinType::Data as i32,
+        max_depth: -1,
+        options: Some(types::PinOptions::default()),
+        ..types::PinRequest::default()
+    }
+}
