@@ -30,6 +30,8 @@ mod service;
 mod status;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+mod tests;
 mod types;
 mod watching;
 

@@ -29,12 +29,18 @@ use crate::store::{self, Stores};
 
 /// Proposals on their way at once; further ones wait, and then fail without having been written.
 const MAX_PROPOSALS: usize = 4096;
+/// The largest command. One that does not fit into a message to a follower would stop replication for good.
+const MAX_PROPOSAL_BYTES: usize = 4 << 20;
 /// For a place among them.
 const PROPOSAL_QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 /// To confirm with a majority that this node leads.
 const READ_INDEX_DEADLINE: Duration = Duration::from_secs(5);
 /// For one step of a membership change.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
+/// For another node to win the election it was asked to call.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+/// Who has not answered for so many heartbeats is not asked to.
+const HEIR_SILENCE_HEARTBEATS: u32 = 5;
 /// For the library to end after it was asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -177,17 +183,16 @@ impl Node {
         self.write(command, Some(LeaderId::new(term, self.0.id))).await
     }
 
-    async fn write(
-        &self,
-        command: storage::Command,
-        leader: Option<LeaderId>,
-    ) -> Result<(u64, Outcome), ProposeError> {
+    async fn write(&self, command: storage::Command, leader: Option<LeaderId>) -> Result<(u64, Outcome), ProposeError> {
         self.refuse_without_majority()?;
         let permit = tokio::time::timeout(PROPOSAL_QUEUE_DEADLINE, self.0.proposals.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             return Err(ProposeError::Unavailable("too many proposals are on their way".to_owned()));
         };
         let proposal = Proposal(Arc::new(store::Proposal::new(command)));
+        if proposal.0.size_bytes() > MAX_PROPOSAL_BYTES {
+            return Err(ProposeError::Unavailable(format!("{proposal} is too large for one entry")));
+        }
         let (responder, completed) = ProgressResponder::<Types, ClientWriteResult<Types>>::complete_only();
         let mut request = self.0.raft.write(proposal).responder(responder);
         if let Some(leader) = leader {
@@ -340,7 +345,7 @@ impl Node {
         triggered.map_err(|error| ChangeError::Fatal(error.to_string()))?;
         let own = self.0.id;
         let other_leads = status.wait_for(|status| status.leader.as_ref().is_some_and(|leader| leader.node_id != own));
-        match tokio::time::timeout(3 * self.0.config.election_timeout_max, other_leads).await {
+        match tokio::time::timeout(TRANSFER_DEADLINE, other_leads).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(ChangeError::Fatal("this node has stopped".to_owned())),
             Err(_) => Err(ChangeError::OutcomeUnknown(format!("node {to:x} has not taken the lead yet"))),
@@ -359,17 +364,17 @@ impl Node {
 
     /// Hands the lead over, if this node has it and somebody can take it; ends, and closes the stores. Idempotent.
     pub async fn shutdown(&self) {
-        if let Some(heir) = self.heir() {
-            if let Err(error) = self.transfer_leader(heir).await {
-                tracing::info!(%error, "stopping without having handed over the lead");
-            }
+        if let Some(heir) = self.heir()
+            && let Err(error) = self.transfer_leader(heir).await
+        {
+            tracing::info!(%error, "stopping without having handed over the lead");
         }
         self.stop().await;
         self.0.stores.close().await;
     }
 
     /// Ends the library at once.
-    async fn stop(&self) {
+    pub(super) async fn stop(&self) {
         self.0.stopping.cancel();
         match tokio::time::timeout(STOP_DEADLINE, self.0.raft.shutdown()).await {
             Ok(Ok(())) => {}
@@ -384,7 +389,7 @@ impl Node {
         if !status.is_leader() {
             return None;
         }
-        let recent = 2 * self.0.config.election_timeout_max;
+        let recent = HEIR_SILENCE_HEARTBEATS * self.0.config.heartbeat_interval;
         let answers = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < recent);
         let candidates = status.followers.iter().filter(|(id, follower)| {
             status.voters.contains(id) && follower.matched.is_some() && answers(follower.last_contact)

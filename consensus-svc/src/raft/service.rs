@@ -162,13 +162,12 @@ impl Service {
         }
         let previous = request.previous.as_ref().map(log_id_from_proto);
         let mut entries = Vec::with_capacity(request.entries.len());
-        let mut next = previous.as_ref().map_or(0, |id| id.index() + 1);
-        for encoded in request.entries {
+        let first = previous.as_ref().map_or(0, |id| id.index() + 1);
+        for (due, encoded) in (first..).zip(request.entries) {
             let entry = decode_entry(encoded)?;
-            if entry.log_id.index() != next {
-                return Err(Error::invalid(format!("append: entry {} where {next} was due", entry.log_id.index())));
+            if entry.log_id.index() != due {
+                return Err(Error::invalid(format!("append: entry {} where {due} was due", entry.log_id.index())));
             }
-            next += 1;
             entries.push(entry);
         }
         let leader_commit = request.leader_commit.as_ref().map(log_id_from_proto);

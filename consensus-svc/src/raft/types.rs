@@ -99,11 +99,7 @@ pub fn membership_to_proto(membership: &Membership) -> storage::Membership {
         configs: membership.get_joint_config().iter().map(ids).collect(),
         nodes: membership
             .nodes()
-            .map(|(id, node)| storage::Node {
-                id: *id,
-                peer_id: node.peer_id.clone(),
-                address: node.host_port.clone(),
-            })
+            .map(|(id, node)| storage::Node { id: *id, peer_id: node.peer_id.clone(), address: node.host_port.clone() })
             .collect(),
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::sqlite::SqliteSynchronous;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
-use sqlx::sqlite::{SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::error::{Error, Result};
@@ -89,7 +89,11 @@ pub fn open_readers(path: &Path, most: u32) -> SqlitePool {
 
 /// One connection that only reads `path`.
 pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
-    options(path, READER_CACHE_KIB).read_only(true).connect().await.map_err(Error::sqlite("open a database for reading"))
+    options(path, READER_CACHE_KIB)
+        .read_only(true)
+        .connect()
+        .await
+        .map_err(Error::sqlite("open a database for reading"))
 }
 
 fn options(path: &Path, cache_kib: i32) -> SqliteConnectOptions {

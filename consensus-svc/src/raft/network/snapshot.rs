@@ -113,7 +113,7 @@ async fn stall(context: &Context, progress: &AtomicU64, size: u64) -> Error {
 
 enum Step {
     Header(Box<wire::SnapshotHeader>, PathBuf),
-    Data(File, Digest),
+    Data(File, Box<Digest>),
     End,
 }
 
@@ -130,7 +130,7 @@ fn chunks(
             match step {
                 Step::Header(header, path) => {
                     let file = File::open(path).await.inspect_err(warn).ok()?;
-                    Some((message(Part::Header(*header)), Step::Data(file, Digest::new(&SHA256))))
+                    Some((message(Part::Header(*header)), Step::Data(file, Box::new(Digest::new(&SHA256)))))
                 }
                 Step::Data(mut file, mut digest) => {
                     let mut data = Vec::with_capacity(CHUNK_BYTES);

@@ -61,7 +61,8 @@ async fn everything_answered_survives() {
         assert_eq!(log.status(), LogStatus { purged: Some(id(1, 3)), last: Some(id(2, 18)) });
         assert_eq!(log.vote(), Some(Vote { term: 3, node: 7, committed: false }));
         assert_eq!(log.committed(), Some(id(2, 16)));
-        let expected: Vec<(u64, u64)> = (4..15).map(|index| (1, index)).chain((15..19).map(|index| (2, index))).collect();
+        let expected: Vec<(u64, u64)> =
+            (4..15).map(|index| (1, index)).chain((15..19).map(|index| (2, index))).collect();
         assert_eq!(ids(&log, 0, 100).await, expected);
     }
 }

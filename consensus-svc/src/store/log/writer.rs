@@ -45,7 +45,11 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let mut purged = None;
     let mut vote = None;
     let mut committed: Option<LogId> = None;
-    for row in sqlx::query("SELECT name, value FROM facts").fetch_all(&mut *connection).await.map_err(Error::sqlite(LOADING))? {
+    for row in sqlx::query("SELECT name, value FROM facts")
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(Error::sqlite(LOADING))?
+    {
         let value: &[u8] = row.get(1);
         match row.get::<&str, _>(0) {
             "purged" => purged = Some(log_id(value)?),
@@ -90,12 +94,14 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
 }
 
 fn log_id(bytes: &[u8]) -> Result<LogId> {
-    let id = storage::LogId::decode(bytes).map_err(|error| Error::damaged(format!("log.db: decode a log ID: {error}")))?;
+    let id =
+        storage::LogId::decode(bytes).map_err(|error| Error::damaged(format!("log.db: decode a log ID: {error}")))?;
     Ok(LogId::from_proto(&id))
 }
 
 fn decode_vote(bytes: &[u8]) -> Result<Vote> {
-    let vote = storage::Vote::decode(bytes).map_err(|error| Error::damaged(format!("log.db: decode the vote: {error}")))?;
+    let vote =
+        storage::Vote::decode(bytes).map_err(|error| Error::damaged(format!("log.db: decode the vote: {error}")))?;
     Ok(Vote::from_proto(&vote))
 }
 
@@ -187,12 +193,14 @@ impl Writer {
     }
 
     async fn put_fact(&mut self, name: &'static str, value: Vec<u8>) -> Result<()> {
-        sqlx::query("INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
-            .bind(name)
-            .bind(value)
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::sqlite(WRITING))?;
+        sqlx::query(
+            "INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut self.connection)
+        .await
+        .map_err(Error::sqlite(WRITING))?;
         Ok(())
     }
 

@@ -49,7 +49,8 @@ impl State {
         let path = files::snapshot(&self.shared.folder, "outgoing")?;
         let mut copy = Copy { path, meta: Meta::default(), size_bytes: 0 };
         let mut connection = sqlite::open_reader(&self.generation().path).await?;
-        let target = copy.path.to_str().ok_or_else(|| Error::Refused("the raft folder's path is not UTF-8".to_owned()))?;
+        let target =
+            copy.path.to_str().ok_or_else(|| Error::Refused("the raft folder's path is not UTF-8".to_owned()))?;
         sqlx::query("VACUUM INTO ?").bind(target).execute(&mut connection).await.map_err(Error::sqlite(doing))?;
         connection.close().await.map_err(Error::sqlite(doing))?;
         // How far the copy has come is what stands in the copy itself.
@@ -96,7 +97,8 @@ impl Incoming {
         if sqlite::user_version(&mut connection).await? != rows::VERSION {
             return Err(Error::Refused("the snapshot is of another format: upgrade the older peer".to_owned()));
         }
-        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(Error::sqlite(doing))?;
+        let row =
+            sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(Error::sqlite(doing))?;
         let verdict: String = row.get(0);
         if verdict != "ok" {
             return Err(Error::damaged(format!("the received snapshot is damaged: {verdict}")));

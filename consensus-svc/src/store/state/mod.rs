@@ -29,8 +29,8 @@ use sqlx::sqlite::SqlitePool;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Failure, Result};
-use super::record::{LogId, Membership, Record};
 use super::recent::Recent;
+use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
 use crate::pinset::{Outcome, PeerTable, View};
 pub use copy::{Copy, Incoming};
@@ -107,6 +107,9 @@ impl State {
         let path = files::current(folder)?;
         let mut connection = sqlite::open_writer(&path, Sync::Checkpoint).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
+        // What is read here as applied is what the log may be purged up to, even before the first checkpoint: a crash
+        // may have left it in the operating system's memory only.
+        writer::sync(&mut connection, &path).await?;
         let (view, meta) = rows::load_status(&mut connection).await?;
         let rows = Rows::open(connection, Arc::new(Statements::new())).await?;
         let applied = meta.applied.map_or(0, |id| id.index);

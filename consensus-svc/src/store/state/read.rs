@@ -34,32 +34,14 @@ pub struct Holding {
     pub pin: types::Pin,
 }
 
-/// Runs a query on the state's file of the moment; again on the next one, when a snapshot is installed meanwhile. A
-/// macro, because the future of a function that takes an async closure is not known to be `Send`.
-macro_rules! reading {
-    ($state:expr, $readers:ident, $query:block) => {{
-        let generation = $state.generation();
-        let $readers: &SqlitePool = &generation.readers;
-        match $query {
-            Err(sqlx::Error::PoolClosed) => {
-                let next = $state.generation();
-                if next.path == generation.path {
-                    Err(Error::Closed)
-                } else {
-                    let $readers: &SqlitePool = &next.readers;
-                    $query.map_err(Error::sqlite(READING))
-                }
-            }
-            result => result.map_err(Error::sqlite(READING)),
-        }
-    }};
-}
-
 impl State {
     pub async fn get(&self, cid: &[u8]) -> Result<Option<types::Pin>> {
-        let row = reading!(self, readers, {
-            sqlx::query("SELECT v FROM pins WHERE cid = ?").bind(cid).fetch_optional(readers).await
-        })?;
+        let readers = self.readers();
+        let row = sqlx::query("SELECT v FROM pins WHERE cid = ?")
+            .bind(cid)
+            .fetch_optional(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         row.map(|row| decode_pin(row.get(0))).transpose()
     }
 
@@ -67,13 +49,12 @@ impl State {
     pub async fn get_many(&self, cids: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, types::Pin>> {
         let mut pins = HashMap::with_capacity(cids.len());
         for chunk in cids.chunks(ROWS) {
-            let rows = reading!(self, readers, {
-                let mut query = sqlx::query(self.shared.pins_by_cid.rows(chunk.len()));
-                for cid in chunk {
-                    query = query.bind(cid.as_slice());
-                }
-                query.fetch_all(readers).await
-            })?;
+            let readers = self.readers();
+            let mut query = sqlx::query(self.shared.pins_by_cid.rows(chunk.len()));
+            for cid in chunk {
+                query = query.bind(cid.as_slice());
+            }
+            let rows = query.fetch_all(&readers).await.map_err(Error::sqlite(READING))?;
             for row in rows {
                 let pin = decode_pin(row.get(0))?;
                 pins.insert(pin.cid.clone(), pin);
@@ -87,13 +68,17 @@ impl State {
     pub async fn list(&self, after: &[u8], limit: usize, types: &[i32]) -> Result<Chunk> {
         let limit = limit.min(CHUNK_ROWS);
         let index = self.applied_index();
-        let rows = reading!(self, readers, {
-            let sql = match types {
-                [] => "SELECT v FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
-                [..] => "SELECT v, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
-            };
-            sqlx::query(sql).bind(after).bind(limit as i64).fetch_all(readers).await
-        })?;
+        let readers = self.readers();
+        let sql = match types {
+            [] => "SELECT v FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
+            [..] => "SELECT v, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
+        };
+        let rows = sqlx::query(sql)
+            .bind(after)
+            .bind(limit as i64)
+            .fetch_all(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         let next = match rows.last() {
             Some(row) if rows.len() == limit => Some(decode_pin(row.get(0))?.cid),
             Some(_) | None => None,
@@ -105,29 +90,34 @@ impl State {
 
     /// What the command with this request key came to. Whether the key still counts is for `pinset` to say.
     pub async fn outcome_of(&self, key: &[u8]) -> Result<Option<storage::StoredOutcome>> {
-        let row = reading!(self, readers, {
-            sqlx::query("SELECT v FROM keys WHERE name = ?").bind(key).fetch_optional(readers).await
-        })?;
+        let readers = self.readers();
+        let row = sqlx::query("SELECT v FROM keys WHERE name = ?")
+            .bind(key)
+            .fetch_optional(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         row.map(|row| decode(row.get(0), "an outcome")).transpose()
     }
 
     /// Pins that expire at `until_seconds` or before, the first one first.
     pub async fn expiring(&self, until_seconds: i64, limit: usize) -> Result<Vec<types::Pin>> {
-        let rows = reading!(self, readers, {
-            sqlx::query("SELECT v FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
-                .bind(until_seconds)
-                .bind(limit as i64)
-                .fetch_all(readers)
-                .await
-        })?;
+        let readers = self.readers();
+        let rows = sqlx::query("SELECT v FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
+            .bind(until_seconds)
+            .bind(limit as i64)
+            .fetch_all(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| decode_pin(row.get(0))).collect()
     }
 
     /// When the next pin expires, in Unix seconds.
     pub async fn next_expiry(&self) -> Result<Option<i64>> {
-        let row = reading!(self, readers, {
-            sqlx::query("SELECT min(expire_at) FROM pins WHERE expire_at IS NOT NULL").fetch_one(readers).await
-        })?;
+        let readers = self.readers();
+        let row = sqlx::query("SELECT min(expire_at) FROM pins WHERE expire_at IS NOT NULL")
+            .fetch_one(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         Ok(row.get(0))
     }
 
@@ -135,16 +125,22 @@ impl State {
     pub async fn allocated_to(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
         let sql = "SELECT a.pin, p.v FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 0 \
                    AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
-        let rows = reading!(self, readers, {
-            sqlx::query(sql).bind(peer).bind(after).bind(limit as i64).fetch_all(readers).await
-        })?;
+        let readers = self.readers();
+        let rows = sqlx::query(sql)
+            .bind(peer)
+            .bind(after)
+            .bind(limit as i64)
+            .fetch_all(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
     }
 
     pub async fn count_allocated_to(&self, peer: &[u8]) -> Result<u64> {
         let sql = "SELECT count(*) FROM allocations WHERE leaving = 0 \
                    AND holder = (SELECT slot FROM holders WHERE peer = ?)";
-        let row = reading!(self, readers, { sqlx::query(sql).bind(peer).fetch_one(readers).await })?;
+        let readers = self.readers();
+        let row = sqlx::query(sql).bind(peer).fetch_one(&readers).await.map_err(Error::sqlite(READING))?;
         Ok(row.get::<i64, _>(0) as u64)
     }
 
@@ -152,8 +148,18 @@ impl State {
     pub async fn leaving(&self, after: i64, limit: usize) -> Result<Vec<Holding>> {
         let sql = "SELECT a.pin, p.v FROM (SELECT DISTINCT pin FROM allocations WHERE leaving = 1 AND pin > ?) a \
                    JOIN pins p ON p.id = a.pin ORDER BY a.pin LIMIT ?";
-        let rows =
-            reading!(self, readers, { sqlx::query(sql).bind(after).bind(limit as i64).fetch_all(readers).await })?;
+        let readers = self.readers();
+        let rows = sqlx::query(sql)
+            .bind(after)
+            .bind(limit as i64)
+            .fetch_all(&readers)
+            .await
+            .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
+    }
+
+    /// The connections to the state's file of the moment. One that is replaced meanwhile can be read for a while.
+    fn readers(&self) -> SqlitePool {
+        self.generation().readers.clone()
     }
 }

@@ -204,7 +204,8 @@ impl Rows {
             let mut query = sqlx::query(self.statements.put_pins.rows(chunk.len()));
             for (id, pin) in chunk {
                 let expire_at = pin.options.as_ref().map(|options| options.expire_at_seconds).filter(|at| *at != 0);
-                query = query.bind(*id).bind(pin.cid.as_slice()).bind(pin.r#type).bind(expire_at).bind(pin.encode_to_vec());
+                query =
+                    query.bind(*id).bind(pin.cid.as_slice()).bind(pin.r#type).bind(expire_at).bind(pin.encode_to_vec());
             }
             query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
         }
@@ -339,9 +340,12 @@ impl Rows {
 pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Meta)> {
     let sql = "SELECT applied, membership, cluster_id, lineage, pin_count, pruned_minute, peers_index FROM status";
     let row = sqlx::query(sql).fetch_one(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
-    let applied = row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
-    let membership =
-        row.get::<Option<&[u8]>, _>(1).map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership")).transpose()?;
+    let applied =
+        row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
+    let membership = row
+        .get::<Option<&[u8]>, _>(1)
+        .map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership"))
+        .transpose()?;
     let mut view = View {
         cluster_id: row.get(2),
         lineage: row.get::<i64, _>(3) as u64,

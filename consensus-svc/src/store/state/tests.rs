@@ -122,8 +122,8 @@ async fn state_follows_the_log() {
         assert_eq!(state.get(&cid(101)).await.unwrap().unwrap().revision, 6);
         assert_eq!(state.get(&cid(999)).await.unwrap(), None);
         assert_eq!(state.get_many(&[cid(0), cid(999), cid(150)]).await.unwrap().len(), 2);
-        for holder in 0..3 {
-            let peer = PEERS[holder].to_vec();
+        for (holder, peer) in PEERS.iter().enumerate() {
+            let peer = peer.to_vec();
             let expected: Vec<Vec<u8>> =
                 pins.iter().filter(|pin| pin.allocations.contains(&peer)).map(|pin| pin.cid.clone()).collect();
             assert_eq!(allocated(&state, holder).await, expected, "holder {holder}");

@@ -1,9 +1,11 @@
 //! The one task that writes the state: batches of committed entries, checkpoints, installs.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,14 +16,27 @@ use crate::store::error::{Error, Result};
 use crate::store::record::{Membership, Payload, Record};
 use crate::store::sqlite::{self, Sync};
 
+/// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
+const RETIRE_AFTER: Duration = Duration::from_secs(15);
+
 pub enum Op {
     /// Answered when committed, with the outcome of each command.
-    Apply { records: Vec<Record>, done: oneshot::Sender<Result<Vec<Option<Outcome>>>> },
+    Apply {
+        records: Vec<Record>,
+        done: oneshot::Sender<Result<Vec<Option<Outcome>>>>,
+    },
     /// Answered when everything applied before is on disk.
-    Checkpoint { done: oneshot::Sender<Result<Meta>> },
+    Checkpoint {
+        done: oneshot::Sender<Result<Meta>>,
+    },
     /// Replaces the state by the file, whose contents are on disk.
-    Install { file: PathBuf, done: oneshot::Sender<Result<Meta>> },
-    Close { done: oneshot::Sender<()> },
+    Install {
+        file: PathBuf,
+        done: oneshot::Sender<Result<Meta>>,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 pub struct Writer {
@@ -203,16 +218,7 @@ impl Writer {
 
     /// Everything applied so far is on disk when this returns: only then may the log forget it.
     async fn checkpoint(&mut self) -> Result<Meta> {
-        let row = sqlx::query("PRAGMA wal_checkpoint(FULL)")
-            .fetch_one(&mut self.rows.connection)
-            .await
-            .map_err(Error::sqlite("checkpoint the state"))?;
-        let is_blocked = row.get::<i64, _>(0) != 0;
-        if is_blocked {
-            // A reader holds an old page back. The write-ahead log itself is enough, once it is synced.
-            let path = self.path.clone();
-            tokio::task::spawn_blocking(move || files::sync_wal(&path)).await.map_err(|_| Error::Closed)??;
-        }
+        sync(&mut self.rows.connection, &self.path).await?;
         Ok(self.meta.clone())
     }
 
@@ -235,7 +241,8 @@ impl Writer {
         let rows = Rows::open(connection, statements).await?;
         let before = std::mem::replace(&mut *shared.generation.write(), Arc::new(Generation::open(&path)));
         tokio::spawn(async move {
-            // Waits for the readers that are still at it.
+            // A reader that has just looked up the old file may still be about to take a connection.
+            tokio::time::sleep(RETIRE_AFTER).await;
             before.readers.close().await;
             let _ = tokio::task::spawn_blocking(move || files::remove(&old)).await;
         });
@@ -256,6 +263,19 @@ impl Writer {
             tracing::warn!(%error, "closing the state failed");
         }
     }
+}
+
+/// Forces every commit of `path` to disk.
+pub async fn sync(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
+    let doing = "checkpoint the state";
+    let row = sqlx::query("PRAGMA wal_checkpoint(FULL)").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
+    let is_blocked = row.get::<i64, _>(0) != 0;
+    if is_blocked {
+        // A reader holds an old page back. The write-ahead log itself is enough, once it is synced.
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || files::sync_wal(&path)).await.map_err(|_| Error::Closed)??;
+    }
+    Ok(())
 }
 
 /// The rows that the batch needs, each once.
