@@ -1,5 +1,6 @@
 //! End to end: real processes, real disks, real TLS on loopback.
 
+mod bad_inputs;
 mod failover;
 mod house_rules;
 mod kubo;
