@@ -1,0 +1,330 @@
+//! Items as rows and back, and the statements that read and write many at once. Statements with lists come in a few
+//! fixed lengths, so that SQLite prepares each once.
+
+use std::sync::Arc;
+
+use pinfold_common::pin::PinMode;
+use pinfold_common::status::TrackerStatus;
+use pinfold_proto::types::Reason;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+
+use super::{Lane, failed};
+use crate::error::{ConnectorError, Result};
+use crate::tracker::operation::{Class, Hold, Item, Ownership, Todo};
+
+/// Rows in one statement, largest first.
+const LENGTHS: [usize; 3] = [64, 8, 1];
+
+/// A whole item with the rest of the statement; the columns are in the order that `item` reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, cid, revision, class, status, todo, ownership, hold, direct, lane, next_try, attempts, reason, ",
+            "error, changed, pin FROM items ",
+            $rest
+        )
+    };
+}
+
+/// What a row has beside its key.
+const WRITTEN: [&str; 15] = [
+    "cid", "revision", "class", "status", "todo", "ownership", "hold", "direct", "lane", "next_try", "attempts",
+    "reason", "error", "changed", "pin",
+];
+/// What the end of an attempt may change, after the key.
+const SETTLED: [&str; 10] =
+    ["status", "todo", "ownership", "hold", "lane", "next_try", "attempts", "reason", "error", "changed"];
+
+/// Text of the statements with lists, by length.
+pub(super) struct Statements {
+    select: [Arc<str>; 3],
+    standing: [Arc<str>; 3],
+    upsert: [Arc<str>; 3],
+    settle: [Arc<str>; 3],
+    delete: [Arc<str>; 3],
+}
+
+impl Statements {
+    pub fn new() -> Statements {
+        let marks = |count: usize| vec!["?"; count].join(", ");
+        let tuples = |rows: usize, columns: usize| vec![format!("({})", marks(columns)); rows].join(", ");
+        let updates = WRITTEN[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
+        let settled = SETTLED.iter().map(|name| format!("{name} = v.{name}")).collect::<Vec<_>>().join(", ");
+        Statements {
+            select: LENGTHS.map(|n| format!(select!("WHERE cid IN ({})"), marks(n)).into()),
+            standing: LENGTHS
+                .map(|n| format!("SELECT id, revision, todo, status FROM items WHERE id IN ({})", marks(n)).into()),
+            upsert: LENGTHS.map(|n| {
+                let columns = WRITTEN.join(", ");
+                let values = tuples(n, WRITTEN.len());
+                format!("INSERT INTO items ({columns}) VALUES {values} ON CONFLICT (cid) DO UPDATE SET {updates}").into()
+            }),
+            settle: LENGTHS.map(|n| {
+                let columns = SETTLED.join(", ");
+                let values = tuples(n, SETTLED.len() + 1);
+                format!(
+                    "WITH v (id, {columns}) AS (VALUES {values}) UPDATE items SET {settled} FROM v WHERE items.id = v.id"
+                )
+                .into()
+            }),
+            delete: LENGTHS.map(|n| format!("DELETE FROM items WHERE id IN ({})", marks(n)).into()),
+        }
+    }
+}
+
+fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
+    // Made of constants above; values are always bound.
+    AssertSqlSafe(text.clone())
+}
+
+/// Cuts a list into pieces that there are statements for, with the index of the statement.
+fn pieces<T>(mut list: &[T]) -> impl Iterator<Item = (usize, &[T])> {
+    std::iter::from_fn(move || {
+        let index = LENGTHS.iter().position(|length| *length <= list.len())?;
+        let (piece, rest) = list.split_at(LENGTHS[index]);
+        list = rest;
+        Some((index, piece))
+    })
+}
+
+pub(super) async fn by_cids(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    cids: &[Vec<u8>],
+) -> Result<Vec<Item>> {
+    let mut items = Vec::with_capacity(cids.len());
+    for (index, piece) in pieces(cids) {
+        let mut query = sqlx::query(sql(&statements.select[index]));
+        for cid in piece {
+            query = query.bind(cid.as_slice());
+        }
+        let rows = query.fetch_all(&mut *connection).await.map_err(failed("read rows"))?;
+        for row in &rows {
+            items.push(item(row)?);
+        }
+    }
+    Ok(items)
+}
+
+/// Where rows stand: key, revision, what is owed, status.
+pub(super) async fn standing(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    ids: &[i64],
+) -> Result<Vec<(i64, u64, Todo, TrackerStatus)>> {
+    let mut found = Vec::with_capacity(ids.len());
+    for (index, piece) in pieces(ids) {
+        let mut query = sqlx::query(sql(&statements.standing[index]));
+        for id in piece {
+            query = query.bind(*id);
+        }
+        let rows = query.fetch_all(&mut *connection).await.map_err(failed("read rows"))?;
+        for row in &rows {
+            let todo = Todo::from_number(row.get(2)).ok_or_else(|| bad_row("todo"))?;
+            found.push((row.get(0), revision(row.get(1)), todo, status(row.get(3))));
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn page(
+    connection: &mut SqliteConnection,
+    after: &[u8],
+    statuses: u32,
+    limit: usize,
+) -> Result<Vec<Item>> {
+    const ALL: &str = select!("WHERE cid > ? ORDER BY cid LIMIT ?");
+    const SOME: &str = select!("WHERE cid > ? AND status & ? ORDER BY cid LIMIT ?");
+    let query = if statuses == 0 {
+        sqlx::query(ALL).bind(after)
+    } else {
+        sqlx::query(SOME).bind(after).bind(i64::from(statuses))
+    };
+    let rows = query.bind(limit as i64).fetch_all(connection).await.map_err(failed("read a page"))?;
+    rows.iter().map(item).collect()
+}
+
+pub(super) async fn troubled(connection: &mut SqliteConnection, after: &[u8], limit: usize) -> Result<Vec<Item>> {
+    let rows = sqlx::query(
+        select!("INDEXED BY items_in_error \
+         WHERE status IN (4, 8, 4096) AND cid > ? ORDER BY cid LIMIT ?"),
+    )
+    .bind(after)
+    .bind(limit as i64)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("read rows in error"))?;
+    rows.iter().map(item).collect()
+}
+
+/// Rows of a range that a comparison sweeps.
+pub(super) async fn range(
+    connection: &mut SqliteConnection,
+    after: &[u8],
+    through: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<Item>> {
+    match through {
+        None => page(connection, after, 0, limit).await,
+        Some(through) => {
+            let rows = sqlx::query(
+                select!("WHERE cid > ? AND cid <= ? ORDER BY cid LIMIT ?"),
+            )
+            .bind(after)
+            .bind(through)
+            .bind(limit as i64)
+            .fetch_all(connection)
+            .await
+            .map_err(failed("read a range"))?;
+            rows.iter().map(item).collect()
+        }
+    }
+}
+
+pub(super) async fn due(
+    connection: &mut SqliteConnection,
+    lane: Lane,
+    now_ms: i64,
+    after: (i64, i64),
+    limit: usize,
+) -> Result<Vec<Item>> {
+    let rows = sqlx::query(
+        select!("INDEXED BY items_planned \
+         WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? AND (next_try, id) > (?, ?) \
+         ORDER BY next_try, id LIMIT ?"),
+    )
+    .bind(lane.number())
+    .bind(now_ms)
+    .bind(after.0)
+    .bind(after.1)
+    .bind(limit as i64)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("read planned work"))?;
+    rows.iter().map(item).collect()
+}
+
+pub(super) async fn next_due(connection: &mut SqliteConnection, lane: Lane) -> Result<Option<i64>> {
+    sqlx::query_scalar("SELECT min(next_try) FROM items WHERE lane = ? AND next_try IS NOT NULL")
+        .bind(lane.number())
+        .fetch_one(connection)
+        .await
+        .map_err(failed("read planned work"))
+}
+
+pub(super) async fn count_held(connection: &mut SqliteConnection, hold: Hold) -> Result<u64> {
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM items WHERE hold = ? AND hold > 0")
+        .bind(hold.number())
+        .fetch_one(connection)
+        .await
+        .map_err(failed("count held rows"))?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+pub(super) async fn upsert(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    items: &[&Item],
+) -> Result<()> {
+    for (index, piece) in pieces(items) {
+        let mut query = sqlx::query(sql(&statements.upsert[index]));
+        for item in piece {
+            query = query
+                .bind(item.cid.as_slice())
+                .bind(item.revision as i64)
+                .bind(item.class.number())
+                .bind(i64::from(item.status.bit()))
+                .bind(item.todo.number())
+                .bind(item.ownership.number())
+                .bind(item.hold.number())
+                .bind(i64::from(item.mode == PinMode::Direct))
+                .bind(Lane::of(item).number())
+                .bind(item.next_try_ms)
+                .bind(i64::from(item.attempts))
+                .bind(i64::from(item.reason as i32))
+                .bind(item.error.as_str())
+                .bind(item.changed_ms)
+                .bind(item.pin.as_slice());
+        }
+        query.execute(&mut *connection).await.map_err(failed("write rows"))?;
+    }
+    Ok(())
+}
+
+/// Writes what an attempt may change. The rows are known to follow the same order still.
+pub(super) async fn settle(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    items: &[&Item],
+) -> Result<()> {
+    for (index, piece) in pieces(items) {
+        let mut query = sqlx::query(sql(&statements.settle[index]));
+        for item in piece {
+            query = query
+                .bind(item.id)
+                .bind(i64::from(item.status.bit()))
+                .bind(item.todo.number())
+                .bind(item.ownership.number())
+                .bind(item.hold.number())
+                .bind(Lane::of(item).number())
+                .bind(item.next_try_ms)
+                .bind(i64::from(item.attempts))
+                .bind(i64::from(item.reason as i32))
+                .bind(item.error.as_str())
+                .bind(item.changed_ms);
+        }
+        query.execute(&mut *connection).await.map_err(failed("settle rows"))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn delete(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    ids: &[i64],
+) -> Result<()> {
+    for (index, piece) in pieces(ids) {
+        let mut query = sqlx::query(sql(&statements.delete[index]));
+        for id in piece {
+            query = query.bind(*id);
+        }
+        query.execute(&mut *connection).await.map_err(failed("delete rows"))?;
+    }
+    Ok(())
+}
+
+fn item(row: &SqliteRow) -> Result<Item> {
+    let lane: i64 = row.get(9);
+    let todo = Todo::from_number(row.get(5)).ok_or_else(|| bad_row("todo"))?;
+    Ok(Item {
+        id: row.get(0),
+        cid: row.get(1),
+        revision: revision(row.get(2)),
+        class: Class::from_number(row.get(3)).ok_or_else(|| bad_row("class"))?,
+        status: status(row.get(4)),
+        todo,
+        ownership: Ownership::from_number(row.get(6)).ok_or_else(|| bad_row("ownership"))?,
+        hold: Hold::from_number(row.get(7)).ok_or_else(|| bad_row("hold"))?,
+        mode: if row.get::<i64, _>(8) == 0 { PinMode::Recursive } else { PinMode::Direct },
+        priority: lane == Lane::PriorityPins.number(),
+        next_try_ms: row.get(10),
+        attempts: u32::try_from(row.get::<i64, _>(11)).unwrap_or(u32::MAX),
+        reason: i32::try_from(row.get::<i64, _>(12)).ok().and_then(|n| Reason::try_from(n).ok()).unwrap_or_default(),
+        error: row.get(13),
+        changed_ms: row.get(14),
+        pin: row.get(15),
+    })
+}
+
+fn revision(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn status(number: i64) -> TrackerStatus {
+    u32::try_from(number).map_or(TrackerStatus::Undefined, TrackerStatus::from_bit)
+}
+
+fn bad_row(column: &str) -> ConnectorError {
+    ConnectorError::Corrupt { what: format!("a row has an unknown {column}") }
+}

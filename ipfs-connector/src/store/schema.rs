@@ -1,0 +1,144 @@
+//! The tables, and how they are opened.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pinfold_common::status::TrackerStatus;
+use pinfold_proto::consensus::Cursor;
+use prost::Message as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, Row as _, SqliteConnection, SqlitePool};
+
+use super::{Counts, failed};
+use crate::error::{ConnectorError, Result};
+
+/// `PRAGMA user_version` of the tables below.
+const VERSION: i64 = 1;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pages in the WAL before it is folded into the file: rows that change several times within it are written once.
+const CHECKPOINT_PAGES: &str = "8000";
+/// Negative: KiB of page cache, for the writer.
+const WRITER_CACHE: &str = "-32768";
+const READER_CACHE: &str = "-4096";
+/// Readers share the kernel's page cache.
+const MMAP_BYTES: &str = "1073741824";
+/// Rows that run ahead of a reader.
+const ROW_BUFFER: usize = 256;
+
+/// `next_try` is set exactly while work is planned, so the index of planned work is as large as the queue, not the
+/// table. Rows have their own key beside the CID: new rows go to the end of the file, only the CID's index is written
+/// all over the place.
+const TABLES: &str = "
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY,
+    cid BLOB NOT NULL UNIQUE,
+    revision INTEGER NOT NULL,
+    class INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    todo INTEGER NOT NULL,
+    ownership INTEGER NOT NULL,
+    hold INTEGER NOT NULL,
+    direct INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    next_try INTEGER,
+    attempts INTEGER NOT NULL,
+    reason INTEGER NOT NULL,
+    error TEXT NOT NULL,
+    changed INTEGER NOT NULL,
+    pin BLOB NOT NULL
+) STRICT;
+CREATE INDEX items_planned ON items (lane, next_try) WHERE next_try IS NOT NULL;
+CREATE INDEX items_in_error ON items (cid) WHERE status IN (4, 8, 4096);
+CREATE INDEX items_held ON items (hold) WHERE hold > 0;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+";
+
+pub(super) const CURSOR_KEY: &str = "cursor";
+pub(super) const REBUILT_KEY: &str = "rebuilt_index";
+
+/// What was found on disk.
+pub(super) struct Opened {
+    pub cursor: Option<Cursor>,
+    pub rebuilt_index: u64,
+    pub counts: Counts,
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_TIMEOUT)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .pragma("mmap_size", MMAP_BYTES)
+        .row_buffer_size(ROW_BUFFER)
+}
+
+/// The writer's connection.
+pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
+    let options = options(path)
+        .create_if_missing(true)
+        .pragma("cache_size", WRITER_CACHE)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+    SqliteConnection::connect_with(&options).await.map_err(failed("open tracker.db"))
+}
+
+pub(super) async fn readers(path: &Path, count: u32) -> Result<SqlitePool> {
+    let options = options(path).read_only(true).pragma("cache_size", READER_CACHE);
+    SqlitePoolOptions::new().max_connections(count).connect_with(options).await.map_err(failed("open tracker.db"))
+}
+
+/// Makes the tables when the file is new, and reads what is not in rows. A new file means that everything up to the
+/// first time the follower is caught up may have been ours before.
+pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened> {
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed("read the version"))?;
+    match version {
+        0 => {
+            let mut transaction = connection.begin().await.map_err(failed("begin"))?;
+            sqlx::raw_sql(TABLES).execute(&mut *transaction).await.map_err(failed("make the tables"))?;
+            transaction.commit().await.map_err(failed("make the tables"))?;
+            set_meta(connection, REBUILT_KEY, &i64::MAX.to_be_bytes()).await?;
+        }
+        VERSION => {}
+        other => {
+            return Err(ConnectorError::Corrupt { what: format!("version {other} of the tables is not known here") });
+        }
+    }
+    let cursor = meta(connection, CURSOR_KEY)
+        .await?
+        .map(|bytes| Cursor::decode(bytes.as_slice()))
+        .transpose()
+        .map_err(|error| ConnectorError::Corrupt { what: format!("the cursor: {error}") })?;
+    let rebuilt = meta(connection, REBUILT_KEY).await?.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+    let counts = Counts::default();
+    let rows = sqlx::query("SELECT status, count(*) FROM items GROUP BY status")
+        .fetch_all(connection)
+        .await
+        .map_err(failed("count the rows"))?;
+    for row in rows {
+        let status: i64 = row.get(0);
+        counts.add(TrackerStatus::from_bit(u32::try_from(status).unwrap_or(0)), row.get(1));
+    }
+    Ok(Opened { cursor, rebuilt_index: rebuilt.map_or(0, u64::from_be_bytes), counts })
+}
+
+async fn meta(connection: &mut SqliteConnection, key: &'static str) -> Result<Option<Vec<u8>>> {
+    sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
+        .bind(key)
+        .fetch_optional(connection)
+        .await
+        .map_err(failed("read meta"))
+}
+
+pub(super) async fn set_meta(connection: &mut SqliteConnection, key: &'static str, value: &[u8]) -> Result<()> {
+    sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+        .bind(key)
+        .bind(value)
+        .execute(connection)
+        .await
+        .map(|_| ())
+        .map_err(failed("write meta"))
+}

@@ -1,0 +1,160 @@
+//! Whether the IPFS node is there: one probe for everybody, so that a node that is down costs one call a second and
+//! not one per queued pin. Work waits here while it is away; whoever notices first says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_proto::types::IpfsId;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::node::{IpfsNode, NodeError, NodeId};
+
+/// Between probes while the node answers, and while it does not.
+const INTERVAL_UP: Duration = Duration::from_secs(5);
+const INTERVAL_DOWN: Duration = Duration::from_secs(1);
+/// One probe. Longer than a busy node needs, shorter than people want to wait for the truth.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+/// Probes that must fail in a row: a node that is merely busy must not stop the queue.
+const FAILURES_TO_DOWN: u32 = 2;
+/// No new pins for so long after the node said that its disk is full, or did not answer one of them.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What is known of the node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// `None`: not asked yet.
+    pub up: Option<bool>,
+    /// The last good answer.
+    pub id: Option<NodeId>,
+    /// Of the last failed probe; empty while the node is up.
+    pub error: String,
+}
+
+impl State {
+    pub fn is_up(&self) -> bool {
+        self.up == Some(true)
+    }
+
+    /// As other rooms are told.
+    pub fn to_proto(&self) -> IpfsId {
+        let id = self.id.as_ref();
+        IpfsId {
+            id: id.map(|id| id.peer_id.to_bytes()).unwrap_or_default(),
+            addresses: id.map(|id| id.addresses.clone()).unwrap_or_default(),
+            agent: id.map(|id| id.agent.clone()).unwrap_or_default(),
+            error: match self.up {
+                Some(_) => self.error.clone(),
+                None => "the IPFS node was not asked yet".to_owned(),
+            },
+        }
+    }
+}
+
+/// Clones share what is known.
+#[derive(Clone)]
+pub struct Health {
+    state: Arc<watch::Sender<State>>,
+    doubt: Arc<Notify>,
+    paused_until: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health {
+            state: Arc::new(watch::Sender::new(State::default())),
+            doubt: Arc::default(),
+            paused_until: Arc::default(),
+        }
+    }
+}
+
+impl Health {
+    pub fn current(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Somebody's call failed as if the node were away: it is asked at once.
+    pub fn doubt(&self, error: &NodeError) {
+        if matches!(error, NodeError::Down(_)) {
+            self.doubt.notify_one();
+        }
+        if error.is_node_trouble() {
+            *self.paused_until.lock() = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Waits until the node is there.
+    pub async fn up(&self) {
+        // The sender lives in self, so this ends only with the condition.
+        let _ = self.state.subscribe().wait_for(State::is_up).await;
+    }
+
+    /// Waits until the node is there and nothing speaks against new pins.
+    pub async fn up_and_willing(&self) {
+        loop {
+            self.up().await;
+            let until = *self.paused_until.lock();
+            match until {
+                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
+                Some(_) | None => return,
+            }
+        }
+    }
+
+    /// Probes until `shutdown`.
+    pub async fn run(self, node: Arc<dyn IpfsNode>, shutdown: Shutdown) {
+        let mut failures = 0;
+        loop {
+            let Some(answer) = shutdown.race(tokio::time::timeout(PROBE_DEADLINE, node.id())).await else { return };
+            let answer =
+                answer.unwrap_or_else(|_| Err(NodeError::Timeout(format!("id: no answer within {PROBE_DEADLINE:?}"))));
+            failures = if answer.is_ok() { 0 } else { failures + 1 };
+            self.record(answer, failures);
+            let settled = self.state.borrow().is_up() && failures == 0;
+            let interval = if settled { INTERVAL_UP } else { INTERVAL_DOWN };
+            let pause = async {
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = self.doubt.notified(), if settled => {}
+                }
+            };
+            if shutdown.race(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn record(&self, answer: Result<NodeId, NodeError>, failures: u32) {
+        self.state.send_if_modified(|state| {
+            let before = state.clone();
+            match answer {
+                Ok(id) => {
+                    if !state.is_up() {
+                        tracing::info!(node = %id.peer_id, agent = id.agent, "the IPFS node answers");
+                    }
+                    *state = State { up: Some(true), id: Some(id), error: String::new() };
+                    *self.paused_until.lock() = None;
+                }
+                Err(error) => {
+                    let refused = matches!(error, NodeError::Down(_));
+                    if refused || failures >= FAILURES_TO_DOWN {
+                        if state.up != Some(false) {
+                            tracing::warn!(%error, "the IPFS node does not answer; the queue waits");
+                        }
+                        state.up = Some(false);
+                        state.error = error.to_string();
+                    }
+                }
+            }
+            metrics::gauge!("pinfold_ipfs_up").set(if state.is_up() { 1.0 } else { 0.0 });
+            *state != before
+        });
+    }
+}
