@@ -103,7 +103,6 @@ mod tests {
     fn only_what_the_hash_says() {
         let data = Bytes::from_static(b"block");
         let hashes = [
-            Code::Sha1,
             Code::Sha2_256,
             Code::Sha2_512,
             Code::Sha3_256,
