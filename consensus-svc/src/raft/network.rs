@@ -34,6 +34,10 @@ use super::types::{
     log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto,
 };
 
+/// After a snapshot that could not be delivered; doubled each time.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
+const SNAPSHOT_PAUSE_AT_MOST: Duration = Duration::from_secs(30);
+
 /// The connections to other nodes, by what they carry.
 #[derive(Clone, Debug)]
 pub struct Links {
@@ -71,32 +75,41 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, node: &Address) -> Peer {
-        self.peer(target, node, &self.0.links.replication)
+        self.peer(target, node, &self.0.links.replication, Use::Replication)
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &Address) -> Peer {
-        self.peer(target, node, &self.0.links.pulse)
+        self.peer(target, node, &self.0.links.pulse, Use::Pulse)
     }
 
     async fn new_snapshot_client(&mut self, target: u64, node: &Address) -> Peer {
-        self.peer(target, node, &self.0.links.snapshots)
+        self.peer(target, node, &self.0.links.snapshots, Use::Snapshots)
     }
 }
 
 impl Network {
-    fn peer(&self, target: u64, node: &Address, channels: &Channels) -> Peer {
+    fn peer(&self, target: u64, node: &Address, channels: &Channels, used_for: Use) -> Peer {
         let link = |channels: &Channels| {
             let peer = ids::peer_from_bytes(&node.peer_id)?;
             Ok(channels.to(Room::Consensus, &peer, &node.host_port))
         };
-        Peer { context: self.0.clone(), target, link: link(channels), pulse: link(&self.0.links.pulse) }
+        let pulse = link(&self.0.links.pulse);
+        Peer { context: self.0.clone(), target, used_for, link: link(channels), pulse }
     }
+}
+
+#[derive(Clone, Copy)]
+enum Use {
+    Replication,
+    Pulse,
+    Snapshots,
 }
 
 /// One other node.
 pub struct Peer {
     context: Arc<Context>,
     target: u64,
+    used_for: Use,
     /// For what this client is for; votes and hand-overs always take the pulse.
     link: Result<Channel, Error>,
     pulse: Result<Channel, Error>,
@@ -241,7 +254,15 @@ impl NetSnapshot<Types> for Peer {
 }
 
 impl NetBackoff<Types> for Peer {
+    /// A snapshot costs a copy of the state each time: a receiver that can't take it is asked ever more rarely. The
+    /// rest is configured.
     fn backoff(&self) -> Option<Backoff> {
-        None
+        match self.used_for {
+            Use::Replication | Use::Pulse => None,
+            Use::Snapshots => {
+                let doubled = |pause: &Duration| Some((*pause * 2).min(SNAPSHOT_PAUSE_AT_MOST));
+                Some(Backoff::new(std::iter::successors(Some(SNAPSHOT_PAUSE), doubled)))
+            }
+        }
     }
 }

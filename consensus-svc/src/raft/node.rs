@@ -33,6 +33,8 @@ const MAX_PROPOSALS: usize = 4096;
 const MAX_PROPOSAL_BYTES: usize = 4 << 20;
 /// For a place among them.
 const PROPOSAL_QUEUE_DEADLINE: Duration = Duration::from_secs(5);
+/// For the library to say what it has loaded.
+const FIRST_METRICS_DEADLINE: Duration = Duration::from_secs(10);
 /// To confirm with a majority that this node leads.
 const READ_INDEX_DEADLINE: Duration = Duration::from_secs(5);
 /// For one step of a membership change.
@@ -94,6 +96,13 @@ impl Node {
         let log = LogStore(stores.log.clone());
         let raft = Raft::new(node_id, library, network, log, machine).await;
         let raft = raft.map_err(|error| Error::internal(format!("start raft: {error}")))?;
+        // The library's first metrics say that this node knows nothing; who decides by the status must not see them.
+        let is_initialized = raft.is_initialized().await;
+        if is_initialized.map_err(|error| Error::internal(format!("start raft: {error}")))? {
+            let metrics = raft.wait(Some(FIRST_METRICS_DEADLINE));
+            let known = metrics.metrics(watching::knows_something, "first metrics").await;
+            known.map_err(|error| Error::internal(format!("start raft: {error}")))?;
+        }
         let stopping = CancellationToken::new();
         let status = watching::spawn(&raft, &config, &contacts, &stopping);
         let proposals = Semaphore::new(MAX_PROPOSALS);

@@ -9,6 +9,7 @@ use super::NodeAndPeer;
 use super::contact::Contacts;
 use super::error::node_and_peer;
 use super::types::Types;
+use super::watching::knows_something;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
@@ -102,7 +103,7 @@ pub(super) fn status_of(metrics: &RaftMetrics<Types>, contacts: &Contacts, patie
         term: metrics.current_term,
         leader: metrics.current_leader.and_then(|leader| nodes.get(&leader).cloned()),
         is_ready_to_lead: role == Role::Leader && is_own_term_applied,
-        is_initialized: metrics.last_log_index.is_some() || metrics.current_term > 0,
+        is_initialized: knows_something(metrics),
         last_log_index: metrics.last_log_index.unwrap_or(0),
         committed_index: index(&metrics.cluster_committed),
         applied_index: index(&metrics.last_applied),

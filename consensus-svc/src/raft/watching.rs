@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -9,12 +10,17 @@ use tokio_util::sync::CancellationToken;
 use super::config::RaftConfig;
 use super::contact::Contacts;
 use super::status::{RaftStatus, Role, status_of};
-use super::types::Raft;
+use super::types::{Raft, Types};
 
 /// The backlog is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// So many thresholds of backlog do not wait for the interval.
 const PRESSING: u64 = 16;
+
+/// Whether the metrics are of a node that was in a cluster.
+pub fn knows_something(metrics: &RaftMetrics<Types>) -> bool {
+    metrics.last_log_index.is_some() || metrics.current_term > 0
+}
 
 /// Starts both; they end with the node.
 pub fn spawn(

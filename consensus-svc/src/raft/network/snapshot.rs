@@ -10,7 +10,7 @@ use futures::{Stream, stream};
 use openraft::errors::{NetworkError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
 use pinfold_common::Error;
-use pinfold_common::channel::explain;
+use pinfold_common::channel::{call, explain};
 use pinfold_proto::consensus as wire;
 use pinfold_proto::consensus::raft_client::RaftClient;
 use pinfold_proto::consensus::snapshot_chunk::Part;
@@ -36,6 +36,9 @@ pub async fn send(
     snapshot: MachineSnapshot,
 ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
     let mut client = context.observe(target, client)?;
+    // Nobody there: no need to copy anything. A stream without a message asks for nothing.
+    let reached = call("reach a node that needs a snapshot", context.patience, client.append(stream::empty())).await;
+    drop(context.observe(target, reached)?);
     // From before the copy on: what is purged after it would be missing at the other side.
     let _transfer = context.transfers.begin();
     let copy = match snapshot.snapshot {

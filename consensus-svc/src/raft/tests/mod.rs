@@ -1,5 +1,6 @@
 //! Nodes in one process, over real TLS on the loopback.
 
+mod crash;
 mod harness;
 
 use std::collections::BTreeSet;
