@@ -4,10 +4,11 @@
 //! when it has applied the first entry of its own term; it is caught up when it has applied what the leader had
 //! committed when that leader was first heard of.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call};
+use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call, explain};
 use pinfold_common::ids::peer_from_bytes;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
@@ -76,15 +77,21 @@ impl Core {
         self.channels.to(Room::Monitor, &self.own, &self.config.own_monitor)
     }
 
-    /// Where that member's consensus service is.
+    /// Where that peer's consensus service is, by its row, or as Raft reaches it: a peer that has just joined has no rows
+    /// yet, and a leader that was just removed has none any more.
     fn consensus_channel(&self, peer: &PeerId) -> Result<Channel> {
         let facts = self.state.facts();
         let row = facts.peers.member(&peer.to_bytes());
-        let address = row.and_then(|row| row.addresses.as_ref()).map(|addresses| addresses.consensus.as_str());
-        let address = address.filter(|address| !address.is_empty());
+        let by_row = row.and_then(|row| row.addresses.as_ref()).map(|addresses| addresses.consensus.clone());
+        let by_raft = || {
+            let status = self.raft.status();
+            let nodes = &status.borrow().nodes;
+            nodes.values().find(|node| node.peer_id == *peer).map(|node| node.address.clone())
+        };
+        let address = by_row.or_else(by_raft).filter(|address| !address.is_empty());
         let address =
             address.ok_or_else(|| Error::unavailable(format!("the address of peer {peer} is not known here")))?;
-        Ok(self.channels.to(Room::Consensus, peer, address))
+        Ok(self.channels.to(Room::Consensus, peer, &address))
     }
 
     pub fn forward_client(&self, peer: &PeerId) -> Result<ForwardClient<Channel>> {
@@ -174,6 +181,19 @@ impl Core {
             Leader::Other(peer) => peer.to_bytes(),
             Leader::Nobody => Vec::new(),
         }
+    }
+}
+
+/// Awaits what a client asked for and the leader does. The leader's error stays as it is: clients compare its text.
+pub async fn at_leader<T>(
+    what: &str,
+    deadline: Duration,
+    future: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T> {
+    match tokio::time::timeout(deadline, future).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(explain(status)),
+        Err(_) => Err(Error::outcome_unknown(format!("{what}: no answer within {deadline:?}, the outcome is unknown"))),
     }
 }
 

@@ -165,7 +165,9 @@ async fn serve_member(
     channels: Channels,
     shutdown: &Shutdown,
 ) -> Result<Ended> {
-    let founders = admission::founders(config)?;
+    // Asked of the disk: Raft's own status comes some time after its start.
+    let is_new = stores.log.status().last.is_none() && stores.log.vote().is_none();
+    let founders = if is_new && member.node_id & pinset::JOINER_BIT == 0 { admission::founders(config)? } else { None };
     let raft = Node::start(raft::Start {
         config: config.raft.clone(),
         cluster_id: member.cluster_id.clone(),
@@ -195,10 +197,11 @@ async fn serve_member(
     let mut server = tokio::spawn(server::serve(grpc, tls, members, routes, end.clone()));
     let failed = raft.failed();
     if let Some(founders) = founders
-        && member.node_id & pinset::JOINER_BIT == 0
-        && !raft.status().borrow().is_initialized
+        && let Err(error) = raft.initialize(&founders).await
     {
-        raft.initialize(&founders).await.map_err(pinfold_common::Error::from)?;
+        raft.shutdown().await;
+        end.trigger();
+        return Err(pinfold_common::Error::from(error).into());
     }
     let tasks = [
         tokio::spawn(core::follow_leader(core.clone(), position, end.clone())),

@@ -19,7 +19,7 @@ use pinfold_proto::{WIRE_VERSION, storage, types};
 use tokio::time::Instant;
 
 use crate::coordinator::Origin;
-use crate::core::{Core, Leader, other_members};
+use crate::core::{Core, Leader, at_leader, other_members};
 use crate::pinset::{Outcome, PeerTable, Refusal};
 use crate::raft::{ChangeError, NodeAndPeer, RaftStatus};
 use crate::state_folder::hex;
@@ -65,7 +65,7 @@ pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<Join
             let mut client = core.membership_client(&leader)?;
             let on_behalf_of = joiner.to_bytes();
             let forwarded = JoinCall { forwarded: true, on_behalf_of, ..request };
-            call("join at the leader", JOIN_DEADLINE, client.join(forwarded)).await
+            at_leader("join at the leader", JOIN_DEADLINE, client.join(forwarded)).await
         }
         Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
     }
@@ -170,7 +170,7 @@ pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Res
         Leader::This { term } => remove_here(core, &peer, term).await,
         Leader::Other(leader) if origin == Origin::Own => {
             let mut client = core.forward_client(&leader)?;
-            call("remove a peer at the leader", Core::FORWARD_DEADLINE, client.remove_peer(request)).await?;
+            at_leader("remove a peer at the leader", Core::FORWARD_DEADLINE, client.remove_peer(request)).await?;
             Ok(())
         }
         Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
@@ -284,8 +284,9 @@ fn next_step(own: u64, max_voters: usize, peers: &PeerTable, status: &RaftStatus
         status.voters.iter().chain(&status.learners).copied().filter(|node| peers.is_removed(*node)).collect();
     if gone.contains(&own) {
         // Somebody else takes this node out.
-        let heir = status.voters.iter().copied().find(|voter| *voter != own && !peers.is_removed(*voter))?;
-        return Some(Step::HandOver(heir));
+        let heirs = status.voters.iter().copied().filter(|voter| *voter != own && !peers.is_removed(*voter));
+        let matched = |voter: &u64| status.followers.get(voter).and_then(|follower| follower.matched);
+        return heirs.max_by_key(matched).map(Step::HandOver);
     }
     if !gone.is_empty() {
         return Some(Step::RemoveNodes(gone));

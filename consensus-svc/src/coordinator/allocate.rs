@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::Origin;
 use super::rules;
-use crate::core::{Core, Leader};
+use crate::core::{Core, Leader, at_leader};
 
 /// A monitor that has not answered by then is away.
 const ALLOCATE_DEADLINE: Duration = Duration::from_millis(200);
@@ -75,7 +75,8 @@ pub(super) async fn for_add(core: &Core, request: AllocateCall, origin: Origin) 
         Leader::This { .. } => here(core, request).await,
         Leader::Other(peer) if origin == Origin::Own => {
             let mut client = core.forward_client(&peer)?;
-            call("allocate for an add at the leader", Core::FORWARD_DEADLINE, client.allocate_for_add(request)).await
+            at_leader("allocate for an add at the leader", Core::FORWARD_DEADLINE, client.allocate_for_add(request))
+                .await
         }
         Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
     }

@@ -2,7 +2,6 @@
 //! answer is lost.
 
 use futures::future::join_all;
-use pinfold_common::channel::call;
 use pinfold_common::{Code, Error, PeerId, Result};
 use pinfold_proto::consensus::{PinManyCall, UnpinCall, pin_result};
 use pinfold_proto::types;
@@ -11,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Answer, Job, MAX_ITEMS, Work};
-use crate::core::{Core, Leader, Position};
+use crate::core::{Core, Leader, Position, at_leader};
 
 const KEY_BYTES: usize = 16;
 
@@ -94,7 +93,7 @@ async fn send(core: &Core, leader: &PeerId, jobs: &[Job]) -> Result<Answer> {
     let key = jobs[0].key.clone();
     if let Work::Unpin(cid) = &jobs[0].work {
         let request = UnpinCall { cid: cid.clone(), request_key: key };
-        let result = call("unpin at the leader", Core::FORWARD_DEADLINE, client.unpin(request)).await;
+        let result = at_leader("unpin at the leader", Core::FORWARD_DEADLINE, client.unpin(request)).await;
         return match result {
             Ok(reply) => Ok(Answer { results: vec![Ok(reply.pin.unwrap_or_default())], index: reply.index }),
             Err(error) => Err(error),
@@ -110,7 +109,7 @@ async fn send(core: &Core, leader: &PeerId, jobs: &[Job]) -> Result<Answer> {
         .collect();
     let asked = requests.len();
     let request = PinManyCall { requests, request_key: key };
-    let reply = call("pin at the leader", Core::FORWARD_DEADLINE, client.pin_many(request)).await?;
+    let reply = at_leader("pin at the leader", Core::FORWARD_DEADLINE, client.pin_many(request)).await?;
     if reply.results.len() != asked {
         return Err(Error::internal(format!("the leader answered {} of {asked} items", reply.results.len())));
     }

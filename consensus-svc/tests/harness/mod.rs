@@ -123,10 +123,7 @@ impl Monitor for FakeMonitor {
         Ok(Response::new(PublishReply {}))
     }
 
-    async fn contacts(
-        &self,
-        request: Request<Streaming<ContactReport>>,
-    ) -> Result<Response<ContactsReply>, Status> {
+    async fn contacts(&self, request: Request<Streaming<ContactReport>>) -> Result<Response<ContactsReply>, Status> {
         let mut reports = request.into_inner();
         while let Some(report) = reports.message().await? {
             let mut known = self.0.contacts.lock();
@@ -185,6 +182,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new() -> Cluster {
+        // Another test of this process may have been first.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         Cluster { secret: ClusterSecret::generate(), monitors: Arc::default() }
     }
 
@@ -267,6 +269,14 @@ impl Peer {
         let shutdown = Shutdown::new();
         let running = tokio::spawn(run(config, Listeners { grpc, metrics: None }, shutdown.clone()));
         self.running = Some((shutdown, running));
+    }
+
+    /// Its monitor goes away.
+    pub async fn stop_monitor(&mut self) {
+        self.monitor_end.trigger();
+        let port = self.file.multiaddr("services.monitor.listen_multiaddress").unwrap();
+        let address = pinfold_common::address::host_port(&port).unwrap();
+        until("the monitor is gone", || async { tokio::net::TcpStream::connect(&address).await.is_err() }).await;
     }
 
     pub async fn stop(&mut self) -> Result<(), Error> {

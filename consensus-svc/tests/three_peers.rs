@@ -1,0 +1,337 @@
+//! Three peers: joining, one hop to the leader, reads anywhere, losing and removing peers.
+
+mod harness;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use harness::{Cluster, Peer, cid, request, until};
+use pinfold_common::{Code, Error};
+use pinfold_proto::WIRE_VERSION;
+use pinfold_proto::consensus::follow_reply::Message;
+use pinfold_proto::consensus::*;
+use pinfold_proto::types::peer::State;
+use serde_json::json;
+
+async fn pin(peer: &Peer, number: u32) -> Result<PinReply, Error> {
+    let call = PinCall { request: Some(request(number)), request_key: Vec::new() };
+    Ok(peer.pins().pin(call).await.map_err(Error::from)?.into_inner())
+}
+
+async fn get(peer: &Peer, call: GetCall) -> GetReply {
+    peer.pins().get(call).await.unwrap().into_inner()
+}
+
+/// Where the leader is among `peers`.
+async fn leader(peers: &[Peer]) -> usize {
+    let deadline = Instant::now() + harness::DEADLINE;
+    loop {
+        for (place, peer) in peers.iter().enumerate() {
+            if peer.status().await.is_some_and(|status| status.ready && status.leader == peer.id()) {
+                return place;
+            }
+        }
+        assert!(Instant::now() < deadline, "no leader");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Goal: peers join one after the other with all their addresses, every peer takes requests, and what was acknowledged
+/// at one is read at another, by its index or by a linearizable read.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_go_anywhere() {
+    let (cluster, peers) = Cluster::started(3).await;
+    for (number, peer) in (0..).zip(&peers) {
+        let reply = pin(peer, number).await.unwrap();
+        for reader in &peers {
+            let by_index = GetCall { cid: cid(number), min_index: reply.index, ..GetCall::default() };
+            assert_eq!(get(reader, by_index).await.pin.unwrap().revision, reply.index);
+        }
+        let reply = pin(peer, 100 + number).await.unwrap();
+        for reader in &peers {
+            let consistency = Consistency::Linearizable as i32;
+            let read = get(reader, GetCall { cid: cid(100 + number), consistency, ..GetCall::default() }).await;
+            assert!(read.index >= reply.index && read.pin.is_some());
+        }
+        let unpin = UnpinCall { cid: cid(number), request_key: Vec::new() };
+        assert_eq!(peer.pins().unpin(unpin).await.unwrap().into_inner().pin.unwrap().cid, cid(number));
+        let missing = peer.pins().unpin(UnpinCall { cid: cid(number), request_key: Vec::new() }).await.unwrap_err();
+        assert_eq!(Error::from(missing), Error::not_in_pinset(), "errors survive the hop");
+        let allocated = peer.pins().allocate_for_add(AllocateCall::default()).await.unwrap().into_inner();
+        assert_eq!((allocated.everywhere, allocated.replication_factor_max), (false, 2));
+    }
+    for peer in &peers {
+        let set = peer.status().await.unwrap().peerset.unwrap();
+        assert_eq!(set.peers.len(), 3);
+        for row in &set.peers {
+            let addresses = row.addresses.clone().unwrap();
+            assert!(row.name.starts_with("peer-") && row.wire_version == WIRE_VERSION);
+            assert!(
+                [addresses.consensus, addresses.monitor, addresses.connector, addresses.gateway]
+                    .iter()
+                    .all(|address| address.contains(':'))
+            );
+        }
+    }
+    until("contacts reach the monitors", || async { cluster.monitors.contacts.lock().len() == 3 }).await;
+}
+
+/// Goal: a burst at a follower travels in few hops and entries.
+#[tokio::test(flavor = "multi_thread")]
+async fn bursts_share_their_hops() {
+    let (cluster, peers) = Cluster::started(3).await;
+    let follower = &peers[(leader(&peers).await + 1) % 3];
+    let before = follower.status().await.unwrap().last_log_index;
+    let clients: Vec<_> = (0..64u32)
+        .map(|client| {
+            let mut pins = follower.pins();
+            tokio::spawn(async move {
+                for number in 0..10 {
+                    let call = PinCall { request: Some(request(client * 100 + number)), request_key: Vec::new() };
+                    pins.pin(call).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    let status = follower.status().await.unwrap();
+    assert!(status.last_log_index - before < 160, "{} entries for 640 pins", status.last_log_index - before);
+    assert!(cluster.monitors.calls.load(Ordering::Acquire) < 160);
+}
+
+/// Goal: with its leader's monitor away, a voter's monitor allocates.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_monitor_allocates() {
+    let (_cluster, mut peers) = Cluster::started(2).await;
+    let place = leader(&peers).await;
+    peers[place].stop_monitor().await;
+    let reply = pin(&peers[place], 1).await.unwrap();
+    assert_eq!(reply.pin.unwrap().allocations.len(), 2);
+}
+
+/// Goal: a leader that stops hands over; one that vanishes is replaced within seconds; nothing acknowledged is lost, and
+/// a client at another peer sees no error but a pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_come_and_go() {
+    let (_cluster, mut peers) = Cluster::started(3).await;
+    let first = leader(&peers).await;
+    let other = (first + 1) % 3;
+    let mut pins = peers[other].pins();
+    let writer = tokio::spawn(async move {
+        let (mut acknowledged, mut longest, end) =
+            (Vec::new(), Duration::ZERO, Instant::now() + Duration::from_secs(3));
+        for number in 0.. {
+            let started = Instant::now();
+            if started > end {
+                break;
+            }
+            let call = PinCall { request: Some(request(number)), request_key: Vec::new() };
+            pins.pin(call).await.unwrap();
+            longest = longest.max(started.elapsed());
+            acknowledged.push(number);
+        }
+        (acknowledged, longest)
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    peers[first].stop().await.unwrap();
+    let (acknowledged, longest) = writer.await.unwrap();
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+    let survivor = &peers[other];
+    let linearizable = Consistency::Linearizable as i32;
+    for number in &acknowledged {
+        let read = GetCall { cid: cid(*number), consistency: linearizable, ..GetCall::default() };
+        assert!(get(survivor, read).await.pin.is_some(), "{number} is lost");
+    }
+    // --bootstrap on a restart of a member changes nothing (beh:B3.8).
+    let multiaddress = peers[other].multiaddress();
+    let node = peers[other].status().await.unwrap().peerset.unwrap();
+    peers[first].start(&[multiaddress]).await;
+    peers[first].ready().await;
+    let status = peers[first].status().await.unwrap();
+    assert_eq!(status.pins, acknowledged.len() as u64);
+    assert_eq!(status.peerset.unwrap().peers, node.peers);
+}
+
+/// Goal: without a majority writes are refused as retryable and local reads are marked stale; both end with the
+/// majority.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minority_only_reads() {
+    let (_cluster, mut peers) = Cluster::started(3).await;
+    pin(&peers[0], 1).await.unwrap();
+    let wait = json!("1s");
+    peers[0].stop().await.unwrap();
+    peers[0].set("consensus.raft.wait_for_leader_timeout", wait);
+    peers[0].start(&[]).await;
+    peers[0].ready().await;
+    peers[1].stop().await.unwrap();
+    peers[2].stop().await.unwrap();
+    until("the leader is missed", || async { peers[0].status().await.is_some_and(|status| !status.ready) }).await;
+    let read = get(&peers[0], GetCall { cid: cid(1), ..GetCall::default() }).await;
+    assert!(read.stale && read.pin.is_some());
+    assert_eq!(pin(&peers[0], 2).await.unwrap_err().code, Code::Unavailable);
+    peers[1].start(&[]).await;
+    peers[0].ready().await;
+    pin(&peers[0], 2).await.unwrap();
+}
+
+/// Goal: a follower's followers are told that they are caught up only when it has what the leader has.
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_of_followers() {
+    let (_cluster, peers) = Cluster::started(3).await;
+    let follower = &peers[(leader(&peers).await + 1) % 3];
+    let mut stream = follower.pins().follow(FollowCall { cursor: None }).await.unwrap().into_inner();
+    let reply = pin(&peers[0], 7).await.unwrap();
+    let mut has_pin = false;
+    let seen = async {
+        loop {
+            match stream.message().await.unwrap().unwrap().message.unwrap() {
+                Message::Page(page) => has_pin |= page.pins.iter().any(|pin| pin.cid == cid(7)),
+                Message::Changes(changes) => {
+                    has_pin |= changes.changes.iter().any(|change| change.index == reply.index);
+                    if changes.caught_up && changes.cursor.unwrap().index >= reply.index {
+                        return has_pin;
+                    }
+                }
+                Message::Behind(_) | Message::Resume(_) | Message::Compare(_) => {}
+            }
+        }
+    };
+    assert!(tokio::time::timeout(harness::DEADLINE, seen).await.unwrap());
+}
+
+/// Goal: a removed peer leaves the peerset and Raft's configuration, learns of it, moves its state aside and refuses to
+/// start; a cleaned one comes back as another node. The last peer, and the only copy, are not removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_are_removed_and_come_back() {
+    let (cluster, mut peers) = Cluster::started(3).await;
+    let first = leader(&peers).await;
+    let (stay, go) = ((first + 1) % 3, (first + 2) % 3);
+    // Only to be held by the peer that shall go.
+    let mut only_there = request(1);
+    only_there.options.as_mut().unwrap().replication_factor_min = 1;
+    only_there.options.as_mut().unwrap().replication_factor_max = 1;
+    only_there.user_allocations = vec![peers[go].id()];
+    let call = PinCall { request: Some(only_there), request_key: Vec::new() };
+    peers[stay].pins().pin(call).await.unwrap();
+    let remove = RemovePeerCall { peer_id: peers[go].id() };
+    let refused = Error::from(peers[stay].peers().remove(remove.clone()).await.unwrap_err());
+    assert_eq!(refused.code, Code::Rejected);
+    assert!(refused.message.contains("only copy"), "{refused}");
+    peers[stay].pins().unpin(UnpinCall { cid: cid(1), request_key: Vec::new() }).await.unwrap();
+
+    let old_node = peers[go].status().await.unwrap().node_id;
+    peers[stay].peers().remove(remove.clone()).await.unwrap();
+    peers[stay].peers().remove(remove).await.unwrap();
+    peers[go].ended().await.unwrap();
+    assert!(peers[go].path().join("raft.old.0/log.db").exists() && !peers[go].path().join("raft").exists());
+    for peer in [&peers[first], &peers[stay]] {
+        until("it is gone", || async {
+            let set = peer.status().await.unwrap().peerset.unwrap();
+            set.peers.len() == 2 && set.removed.len() == 1 && set.removed[0].state() == State::Removed
+        })
+        .await;
+    }
+    let bootstrap = [peers[stay].multiaddress()];
+    peers[go].start(&bootstrap).await;
+    let refused = peers[go].ended().await.unwrap_err();
+    assert!(matches!(refused, consensus_svc::error::Error::Refused(_)), "{refused}");
+
+    pinfold_common::member::forget(peers[go].path()).unwrap();
+    peers[go].start(&bootstrap).await;
+    peers[go].ready().await;
+    assert_ne!(peers[go].status().await.unwrap().node_id, old_node);
+    pin(&peers[go], 3).await.unwrap();
+
+    // The leader itself can be removed.
+    let first = leader(&peers).await;
+    let other = (first + 1) % 3;
+    cluster.monitors.peers.lock().retain(|peer| *peer != peers[first].id());
+    peers[first].pins().unpin(UnpinCall { cid: cid(3), request_key: Vec::new() }).await.unwrap();
+    let remove = RemovePeerCall { peer_id: peers[first].id() };
+    peers[other].peers().remove(remove).await.unwrap();
+    peers[first].ended().await.unwrap();
+    pin(&peers[other], 4).await.unwrap();
+}
+
+/// Goal: a peer that was removed while it slept is told so when it wakes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleeper_learns_of_its_removal() {
+    let (_cluster, mut peers) = Cluster::started(3).await;
+    let first = leader(&peers).await;
+    let (stay, go) = ((first + 1) % 3, (first + 2) % 3);
+    peers[go].stop().await.unwrap();
+    peers[stay].peers().remove(RemovePeerCall { peer_id: peers[go].id() }).await.unwrap();
+    peers[go].start(&[]).await;
+    peers[go].ended().await.unwrap();
+    assert!(peers[go].path().join("removed.json").exists());
+}
+
+/// Goal: a peer that lost its disk and joins again is another node, and keeps nothing it promised (fault:F3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_is_another_node() {
+    let (_cluster, mut peers) = Cluster::started(3).await;
+    let first = leader(&peers).await;
+    let lost = (first + 1) % 3;
+    pin(&peers[lost], 1).await.unwrap();
+    let old = peers[lost].status().await.unwrap().node_id;
+    peers[lost].stop().await.unwrap();
+    std::fs::remove_dir_all(peers[lost].path().join("raft")).unwrap();
+    pinfold_common::member::forget(peers[lost].path()).unwrap();
+    let bootstrap = [peers[first].multiaddress()];
+    peers[lost].start(&bootstrap).await;
+    peers[lost].ready().await;
+    let status = peers[lost].status().await.unwrap();
+    assert!(status.node_id != old && status.pins == 1);
+    let set = status.peerset.unwrap();
+    assert_eq!((set.peers.len(), set.removed.len()), (3, 1));
+}
+
+/// Goal: strangers and old versions are refused by name; own services of another peer are strangers too.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_do_what() {
+    let (cluster, peers) = Cluster::started(1).await;
+    let stranger = cluster.peer().await;
+    let join = JoinCall { wire_version: "0.9".into(), ..JoinCall::default() };
+    let refused = Error::from(stranger.membership_of(&peers[0]).join(join).await.unwrap_err());
+    assert_eq!(refused.code, Code::Incompatible);
+    assert!(refused.message.contains("0.9") && refused.message.contains(WIRE_VERSION), "{refused}");
+    let on_behalf = JoinCall {
+        wire_version: WIRE_VERSION.into(),
+        forwarded: true,
+        on_behalf_of: stranger.id(),
+        ..JoinCall::default()
+    };
+    let refused = Error::from(stranger.membership_of(&peers[0]).join(on_behalf).await.unwrap_err());
+    assert_eq!(refused.code, Code::PermissionDenied);
+    let refused = peers[0].peers().remove(RemovePeerCall { peer_id: peers[0].id() }).await.unwrap_err();
+    assert_eq!(Error::from(refused).message, "cannot remove ourselves from a one-peer cluster");
+    let unknown = AddPeerCall { peer_id: stranger.id(), address: String::new() };
+    assert_eq!(Error::from(peers[0].peers().add(unknown).await.unwrap_err()).code, Code::Rejected);
+}
+
+/// Goal: three founders with the same `init_peerset` become one cluster, whatever the order they start in.
+#[tokio::test(flavor = "multi_thread")]
+async fn founders_find_each_other() {
+    let cluster = Cluster::new();
+    let mut peers = vec![cluster.peer().await, cluster.peer().await, cluster.peer().await];
+    let ids: Vec<String> = peers.iter().map(|peer| peer.identity.peer_id.to_string()).collect();
+    let addresses: Vec<String> = peers.iter().map(Peer::multiaddress).collect();
+    for peer in &mut peers {
+        peer.set("consensus.raft.init_peerset", json!(ids));
+        peer.set("cluster.peer_addresses", json!(addresses));
+        peer.start(&[]).await;
+    }
+    for peer in &peers {
+        peer.ready().await;
+    }
+    pin(&peers[1], 1).await.unwrap();
+    for peer in &peers {
+        until("every row is whole", || async {
+            let set = peer.status().await.unwrap().peerset.unwrap();
+            set.peers.len() == 3 && set.peers.iter().all(|row| row.name.starts_with("peer-") && row.voter)
+        })
+        .await;
+    }
+}
