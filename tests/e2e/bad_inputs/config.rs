@@ -289,6 +289,7 @@ fn rows() -> Vec<(Room, &'static str, Change, &'static str)> {
         ),
         (Consensus, "bootstrap from nonsense", Flag(&["--bootstrap", "nonsense"]), "--bootstrap"),
         // The folder.
+        (Gateway, "no configuration", Folder(|folder| std::fs::remove_file(folder.join(FILE_NAME)).unwrap()), "init"),
         (
             Consensus,
             "no identity",
@@ -303,12 +304,6 @@ fn rows() -> Vec<(Room, &'static str, Change, &'static str)> {
         ),
         (Monitor, "an identity of somebody else", Folder(foreign_identity), "identity.json"),
         (Consensus, "a member without its data", Folder(member_without_data), "raft"),
-        (
-            Consensus,
-            "a file where the data belongs",
-            Folder(|folder| std::fs::write(folder.join("raft"), "x").unwrap()),
-            "raft",
-        ),
     ]
 }
 

@@ -156,8 +156,6 @@ async fn links_between_services_refuse_strangers() {
     }
     raft(&cluster, &mut watch, &secret, &stranger, &member).await;
     joining(&cluster, &mut watch, &secret, &stranger).await;
-    let peers: Vec<serde_json::Value> = cluster.rest(1).get("/peers").await.lines();
-    assert_eq!(peers.len(), 3);
     watch.nothing_changed(60).await;
 }
 

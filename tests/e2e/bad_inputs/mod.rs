@@ -74,20 +74,33 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Tells everything that was wrong, and that the cluster is as it was: no pin, all peers ready, the same processes.
-    async fn nothing_changed(self, at_least: usize) {
+    /// Tells everything that was wrong, and whether the cluster is as it was: no pin, all peers ready, the same
+    /// processes.
+    async fn nothing_changed(mut self, at_least: usize) {
         let cluster = self.cluster;
         for index in 0..cluster.len() {
-            assert!(cluster.rest(index).allocations().await.is_empty(), "peer {index} has pins");
-            assert_eq!(cluster.rest(index).get("/pins").await.status, 204, "peer {index} tracks something");
+            let pins: Vec<String> = cluster.rest(index).allocations().await.into_keys().collect();
+            if !pins.is_empty() {
+                self.wrong.push(format!("peer {index} has pins: {pins:?}"));
+            }
         }
-        cluster.cluster.wait_ready(pinfold_tests::cluster::PATIENCE, |_, _| {}).await.unwrap();
-        let health = cluster.api(0).health(api::HealthRequest {}).await.unwrap().into_inner();
-        assert!(health.ready, "{health:?}");
+        let tracked = cluster.rest(0).get("/pins").await;
+        if self.wrong.is_empty() && tracked.status != 204 {
+            self.wrong.push(format!("something is tracked: {}", tracked.body));
+        }
         let peers: Vec<serde_json::Value> = cluster.rest(0).get("/peers").await.lines();
-        assert_eq!(peers.len(), cluster.len());
-        assert!(peers.iter().all(|peer| peer["error"] == ""), "{peers:?}");
-        assert_eq!(processes(cluster), self.processes, "a process was started again");
+        if peers.len() != cluster.len() || peers.iter().any(|peer| peer["error"] != "") {
+            self.wrong.push(format!("the peers are {peers:?}"));
+        }
+        for index in 0..cluster.len() {
+            match cluster.api(index).health(api::HealthRequest {}).await {
+                Ok(health) if health.get_ref().ready => {}
+                other => self.wrong.push(format!("peer {index} is not ready: {other:?}")),
+            }
+        }
+        if processes(cluster) != self.processes {
+            self.wrong.push("a process was started again".to_owned());
+        }
         assert!(self.wrong.is_empty(), "{} of {}:\n{}", self.wrong.len(), self.tried, self.wrong.join("\n"));
         assert!(self.tried >= at_least, "only {} inputs", self.tried);
     }

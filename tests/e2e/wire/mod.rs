@@ -12,6 +12,7 @@ use pinfold_tests::cluster::{TestCluster, eventually};
 use pinfold_tests::raw::{Part, Reply, Request};
 use serde_json::{Value, json};
 
+use differences::Difference;
 use sample::{Sample, documents};
 
 /// The headers that clients rely on; each must be there, with this value, exactly when the original sends it.
@@ -46,8 +47,13 @@ const UNKNOWN_CONTENT: &str = "bafkreiaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 /// Three peers that pin everywhere by default, as the recorded ones did.
 async fn everywhere() -> TestCluster {
-    let everywhere = vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
-    TestCluster::with(3, Ipfs::Embedded { gateways: Vec::new() }, everywhere).await
+    everywhere_with(Ipfs::Embedded { gateways: Vec::new() }).await
+}
+
+async fn everywhere_with(ipfs: Ipfs) -> TestCluster {
+    let everywhere =
+        vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
+    TestCluster::with(3, ipfs, everywhere).await
 }
 
 async fn send(cluster: &TestCluster, index: usize, request: &Request) -> Reply {
@@ -64,24 +70,36 @@ async fn ask(cluster: &TestCluster, line: &str) -> Reply {
 /// same places.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_have_the_shape_of_the_originals() {
+    let cluster = everywhere().await;
+    replay(&cluster, &[differences::DIFFERENCES, differences::EMBEDDED]).await;
+}
+
+/// Goal: the same with a Kubo beside each peer, as the recorded cluster had.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_have_the_shape_of_the_originals_with_kubo() {
+    if !pinfold_tests::kubo::is_here("answers_have_the_shape_of_the_originals_with_kubo") {
+        return;
+    }
+    let cluster = everywhere_with(Ipfs::StartKubo).await;
+    replay(&cluster, &[differences::DIFFERENCES]).await;
+}
+
+async fn replay(cluster: &TestCluster, differences: &[&[Difference]]) {
     let samples = Sample::all();
     assert!(samples.len() >= 55, "only {} samples", samples.len());
-    let cluster = everywhere().await;
+    let differences: Vec<&Difference> = differences.iter().flat_map(|table| table.iter()).collect();
     let mut wrong = Vec::new();
     for mut sample in samples {
-        for difference in differences::DIFFERENCES {
-            if difference.samples.contains(&sample.name.as_str()) {
-                (difference.correct)(&mut sample);
-            }
-        }
-        before(&cluster, sample.number()).await;
-        let request = adapted(&cluster, &sample.request);
-        let reply = send(&cluster, 0, &request).await;
+        let meant: Vec<_> = differences.iter().filter(|one| one.samples.contains(&sample.name.as_str())).collect();
+        meant.iter().for_each(|difference| (difference.correct)(&mut sample));
+        before(cluster, sample.number()).await;
+        let request = adapted(cluster, &sample.request);
+        let mut reply = send(cluster, 0, &request).await;
+        meant.iter().for_each(|difference| (difference.adapt)(&mut reply));
         let mut found = Vec::new();
         compare(&sample, &reply, &mut found);
         if !found.is_empty() {
-            let on_purpose = differences::DIFFERENCES.iter().filter(|one| one.samples.contains(&sample.name.as_str()));
-            let on_purpose: Vec<&str> = on_purpose.map(|difference| difference.why).collect();
+            let on_purpose: Vec<&str> = meant.iter().map(|difference| difference.why).collect();
             wrong.push(format!(
                 "{}: {} {}\n    {}\n    answer: {} {}\n    corrected beforehand: {on_purpose:?}",
                 sample.name,
@@ -114,8 +132,10 @@ async fn before(cluster: &TestCluster, number: u32) {
             eventually("all that can be pinned is pinned, and the rest is tried", || async {
                 let reply = ask(cluster, "GET /pins").await;
                 let settled = documents(&reply).iter().all(|document| {
-                    let wanted: &[&str] =
-                        if document["cid"] == UNKNOWN_CONTENT { &["pinning", "remote"] } else { &["pinned", "remote"] };
+                    let wanted: &[&str] = match document["cid"] == UNKNOWN_CONTENT {
+                        true => &["pinning", "pin_error", "remote"],
+                        false => &["pinned", "remote"],
+                    };
                     let peers = document["peer_map"].as_object().into_iter().flat_map(|peers| peers.values());
                     peers.map(|peer| &peer["status"]).all(|status| wanted.iter().any(|wanted| status == wanted))
                 });
@@ -123,6 +143,8 @@ async fn before(cluster: &TestCluster, number: u32) {
             })
             .await;
         }
+        // The embedded node gives up at once what nobody has, and has something to recover then.
+        32 => assert_eq!(ask(cluster, &format!("DELETE /pins/{UNKNOWN_CONTENT}")).await.status, 200),
         // Something for the garbage collection to find.
         50 => {
             let upload = Request::line("POST /add?no-pin=true&local=true").multipart(&[Part::file("waste", b"waste")]);
