@@ -21,7 +21,8 @@ const OTHER_VARIABLES: &[&str] = &["CLUSTER_ID", "CLUSTER_PRIVATEKEY", "CLUSTER_
 pub fn read(folder: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Value> {
     let path = folder.join(FILE_NAME);
     let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::not_found(format!(
+        // Refused, not failed: starting again would not make it.
+        std::io::ErrorKind::NotFound => Error::invalid(format!(
             "there is no {}: make the peer's folder with `ctl --config {} init`",
             path.display(),
             folder.display()
