@@ -182,7 +182,7 @@ fn directives(spec: &str) -> Result<String> {
     // Raft's library tells each step of its own at info; that is for `raft:info`.
     let is_named = |out: &[String], target: &str| out.iter().any(|directive| directive.starts_with(target));
     if out.iter().any(|directive| directive == "info" || directive == "debug") && !is_named(&out, "openraft") {
-        out.push("openraft=warn".to_owned());
+        out.push("openraft=error".to_owned());
     }
     Ok(out.join(","))
 }
@@ -270,8 +270,8 @@ mod tests {
     /// Goal: the original's level specifications become filters, and nonsense is refused with what would be right.
     #[test]
     fn levels_of_the_original() {
-        assert_eq!(directives("info").unwrap(), "info,openraft=warn");
-        assert_eq!(directives("").unwrap(), "info,openraft=warn");
+        assert_eq!(directives("info").unwrap(), "info,openraft=error");
+        assert_eq!(directives("").unwrap(), "info,openraft=error");
         assert_eq!(directives("WARNING, pintracker:debug").unwrap(), "warn,ipfs_connector::tracker=debug");
         assert_eq!(
             directives("error,raft:info,api-gateway:debug").unwrap(),
