@@ -32,16 +32,14 @@ pub struct Rooms {
 
 pub fn routes(rooms: Rooms) -> Routes {
     let rooms = Arc::new(rooms);
-    Routes::new(
-        NodeServer::new(node::NodeService(rooms.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
-    )
-    .add_service(
-        TrackerServer::new(tracker::TrackerService(rooms.clone()))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES),
-    )
-    .add_service(
-        HoldingsServer::new(holdings::HoldingsService(rooms.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
-    )
-    .add_service(BlocksServer::new(blocks::BlocksService(rooms)).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    Routes::new(NodeServer::new(node::NodeService(rooms.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            TrackerServer::new(tracker::TrackerService(rooms.clone()))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            HoldingsServer::new(holdings::HoldingsService(rooms.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(BlocksServer::new(blocks::BlocksService(rooms)).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }

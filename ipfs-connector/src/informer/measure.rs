@@ -15,12 +15,7 @@ const STAT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The metrics of an informer now; peer and TTL are filled in by the caller. `None`: nothing valid to say, try again
 /// soon.
-pub async fn metrics(
-    informer: &Informer,
-    node: &dyn IpfsNode,
-    health: &Health,
-    store: &Store,
-) -> Option<Vec<Metric>> {
+pub async fn metrics(informer: &Informer, node: &dyn IpfsNode, health: &Health, store: &Store) -> Option<Vec<Metric>> {
     match informer {
         Informer::Disk(kind) => {
             let stat = match tokio::time::timeout(STAT_DEADLINE, node.repo_stat()).await {

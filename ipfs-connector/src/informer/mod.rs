@@ -45,7 +45,9 @@ pub enum DiskMetric {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Informer {
     Disk(DiskMetric),
-    PinQueue { bucket: u64 },
+    PinQueue {
+        bucket: u64,
+    },
     Tags(BTreeMap<String, String>),
     /// Seed era; this peer's pins.
     NumPin,

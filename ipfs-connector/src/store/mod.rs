@@ -97,13 +97,36 @@ impl Settlement {
 }
 
 enum Command {
-    Follow { changes: Vec<Change>, cursor: Option<Cursor>, source: Source, reply: Reply<Vec<Touched>> },
-    Sweep { after: Vec<u8>, through: Option<Vec<u8>>, keep: Vec<Vec<u8>>, index: u64, reply: Reply<Swept> },
-    EndComparison { cursor: Cursor, hold: Option<String>, reply: Reply<()> },
+    Follow {
+        changes: Vec<Change>,
+        cursor: Option<Cursor>,
+        source: Source,
+        reply: Reply<Vec<Touched>>,
+    },
+    Sweep {
+        after: Vec<u8>,
+        through: Option<Vec<u8>>,
+        keep: Vec<Vec<u8>>,
+        index: u64,
+        reply: Reply<Swept>,
+    },
+    EndComparison {
+        cursor: Cursor,
+        hold: Option<String>,
+        reply: Reply<()>,
+    },
     /// Frees the unpins of a comparison that never ended and that the log has made superfluous.
-    Release { reply: Reply<()> },
-    RebuiltUpTo { index: u64, reply: Reply<()> },
-    Settle { settlements: Vec<Settlement>, reply: Reply<Vec<bool>> },
+    Release {
+        reply: Reply<()>,
+    },
+    RebuiltUpTo {
+        index: u64,
+        reply: Reply<()>,
+    },
+    Settle {
+        settlements: Vec<Settlement>,
+        reply: Reply<Vec<bool>>,
+    },
 }
 
 type Reply<T> = oneshot::Sender<Result<T>>;

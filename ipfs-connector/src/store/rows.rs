@@ -29,8 +29,21 @@ macro_rules! select {
 
 /// What a row has beside its key.
 const WRITTEN: [&str; 15] = [
-    "cid", "revision", "class", "status", "todo", "ownership", "hold", "direct", "lane", "next_try", "attempts",
-    "reason", "error", "changed", "pin",
+    "cid",
+    "revision",
+    "class",
+    "status",
+    "todo",
+    "ownership",
+    "hold",
+    "direct",
+    "lane",
+    "next_try",
+    "attempts",
+    "reason",
+    "error",
+    "changed",
+    "pin",
 ];
 /// What the end of an attempt may change, after the key.
 const SETTLED: [&str; 10] =
@@ -49,7 +62,8 @@ impl Statements {
     pub fn new() -> Statements {
         let marks = |count: usize| vec!["?"; count].join(", ");
         let tuples = |rows: usize, columns: usize| vec![format!("({})", marks(columns)); rows].join(", ");
-        let updates = WRITTEN[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
+        let updates =
+            WRITTEN[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
         let settled = SETTLED.iter().map(|name| format!("{name} = v.{name}")).collect::<Vec<_>>().join(", ");
         Statements {
             select: LENGTHS.map(|n| format!(select!("WHERE cid IN ({})"), marks(n)).into()),
@@ -146,10 +160,10 @@ pub(super) async fn page(
 }
 
 pub(super) async fn troubled(connection: &mut SqliteConnection, after: &[u8], limit: usize) -> Result<Vec<Item>> {
-    let rows = sqlx::query(
-        select!("INDEXED BY items_in_error \
-         WHERE status IN (4, 8, 4096) AND cid > ? ORDER BY cid LIMIT ?"),
-    )
+    let rows = sqlx::query(select!(
+        "INDEXED BY items_in_error \
+         WHERE status IN (4, 8, 4096) AND cid > ? ORDER BY cid LIMIT ?"
+    ))
     .bind(after)
     .bind(limit as i64)
     .fetch_all(connection)
@@ -168,15 +182,13 @@ pub(super) async fn range(
     match through {
         None => page(connection, after, 0, limit).await,
         Some(through) => {
-            let rows = sqlx::query(
-                select!("WHERE cid > ? AND cid <= ? ORDER BY cid LIMIT ?"),
-            )
-            .bind(after)
-            .bind(through)
-            .bind(limit as i64)
-            .fetch_all(connection)
-            .await
-            .map_err(failed("read a range"))?;
+            let rows = sqlx::query(select!("WHERE cid > ? AND cid <= ? ORDER BY cid LIMIT ?"))
+                .bind(after)
+                .bind(through)
+                .bind(limit as i64)
+                .fetch_all(connection)
+                .await
+                .map_err(failed("read a range"))?;
             rows.iter().map(item).collect()
         }
     }
@@ -189,11 +201,11 @@ pub(super) async fn due(
     after: (i64, i64),
     limit: usize,
 ) -> Result<Vec<Item>> {
-    let rows = sqlx::query(
-        select!("INDEXED BY items_planned \
+    let rows = sqlx::query(select!(
+        "INDEXED BY items_planned \
          WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? AND (next_try, id) > (?, ?) \
-         ORDER BY next_try, id LIMIT ?"),
-    )
+         ORDER BY next_try, id LIMIT ?"
+    ))
     .bind(lane.number())
     .bind(now_ms)
     .bind(after.0)
@@ -222,11 +234,7 @@ pub(super) async fn count_held(connection: &mut SqliteConnection, hold: Hold) ->
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
-pub(super) async fn upsert(
-    connection: &mut SqliteConnection,
-    statements: &Statements,
-    items: &[&Item],
-) -> Result<()> {
+pub(super) async fn upsert(connection: &mut SqliteConnection, statements: &Statements, items: &[&Item]) -> Result<()> {
     for (index, piece) in pieces(items) {
         let mut query = sqlx::query(sql(&statements.upsert[index]));
         for item in piece {
@@ -253,11 +261,7 @@ pub(super) async fn upsert(
 }
 
 /// Writes what an attempt may change. The rows are known to follow the same order still.
-pub(super) async fn settle(
-    connection: &mut SqliteConnection,
-    statements: &Statements,
-    items: &[&Item],
-) -> Result<()> {
+pub(super) async fn settle(connection: &mut SqliteConnection, statements: &Statements, items: &[&Item]) -> Result<()> {
     for (index, piece) in pieces(items) {
         let mut query = sqlx::query(sql(&statements.settle[index]));
         for item in piece {
@@ -279,11 +283,7 @@ pub(super) async fn settle(
     Ok(())
 }
 
-pub(super) async fn delete(
-    connection: &mut SqliteConnection,
-    statements: &Statements,
-    ids: &[i64],
-) -> Result<()> {
+pub(super) async fn delete(connection: &mut SqliteConnection, statements: &Statements, ids: &[i64]) -> Result<()> {
     for (index, piece) in pieces(ids) {
         let mut query = sqlx::query(sql(&statements.delete[index]));
         for id in piece {

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use super::rows::{self, Statements};
 use super::{
-    Change, Command, Policy, Reply, SWEEP_CHUNK, Settlement, Shared, Source, Swept, Touched, failed, now_ms, rules, schema,
+    Change, Command, Policy, Reply, SWEEP_CHUNK, Settlement, Shared, Source, Swept, Touched, failed, now_ms, rules,
+    schema,
 };
 use crate::error::{ConnectorError, Result};
 use crate::tracker::operation::{self, Item, Rules};
@@ -64,7 +65,9 @@ impl Answer {
     fn send(self, failure: Option<&ConnectorError>) {
         // Who does not wait any more needs no answer.
         match self {
-            Answer::Touched(reply, touched) => drop(reply.send(failure.map_or(Ok(touched), |error| Err(error.clone())))),
+            Answer::Touched(reply, touched) => {
+                drop(reply.send(failure.map_or(Ok(touched), |error| Err(error.clone()))))
+            }
             Answer::Swept(reply, swept) => drop(reply.send(failure.map_or(Ok(swept), |error| Err(error.clone())))),
             Answer::Settled(reply, done) => drop(reply.send(failure.map_or(Ok(done), |error| Err(error.clone())))),
             Answer::Done(reply) => drop(reply.send(failure.map_or(Ok(()), |error| Err(error.clone())))),
@@ -227,16 +230,10 @@ impl Writer {
         rules
     }
 
-    async fn follow(
-        &mut self,
-        changes: Vec<Change>,
-        cursor: Option<Cursor>,
-        source: Source,
-    ) -> Result<Vec<Touched>> {
+    async fn follow(&mut self, changes: Vec<Change>, cursor: Option<Cursor>, source: Source) -> Result<Vec<Touched>> {
         let cids: Vec<Vec<u8>> = changes.iter().map(|change| change.cid().to_vec()).collect();
         let found = rows::by_cids(&mut self.connection, &self.statements, &cids).await?;
-        let mut existing: HashMap<Vec<u8>, Item> =
-            found.into_iter().map(|item| (item.cid.clone(), item)).collect();
+        let mut existing: HashMap<Vec<u8>, Item> = found.into_iter().map(|item| (item.cid.clone(), item)).collect();
         let mut slots: Vec<Slot> = Vec::with_capacity(changes.len());
         let mut places: HashMap<Vec<u8>, usize> = HashMap::with_capacity(changes.len());
         let mut rules = self.rules(source == Source::Comparison);
@@ -273,9 +270,9 @@ impl Writer {
         let items = rows::range(&mut self.connection, after, through, SWEEP_CHUNK).await?;
         let next = (items.len() == SWEEP_CHUNK).then(|| items.last().map(|item| item.cid.clone())).flatten();
         let rules = self.rules(true);
-        let surplus = items.into_iter().filter(|item| {
-            item.class != operation::Class::Gone && keep.binary_search(&item.cid).is_err()
-        });
+        let surplus = items
+            .into_iter()
+            .filter(|item| item.class != operation::Class::Gone && keep.binary_search(&item.cid).is_err());
         let slots = surplus
             .map(|item| Slot { now: Some(operation::removed(&item, index, &rules)), before: Some(item), changed: true })
             .collect();
@@ -288,10 +285,7 @@ impl Writer {
         let mut touched = Vec::new();
         for slot in slots.iter().filter(|slot| slot.changed) {
             let kept = slot.now.as_ref().filter(|item| !operation::is_over(item));
-            self.effects.moved(
-                slot.before.as_ref().map(|item| item.status),
-                kept.map(|item| item.status),
-            );
+            self.effects.moved(slot.before.as_ref().map(|item| item.status), kept.map(|item| item.status));
             match (kept, &slot.before) {
                 (Some(item), _) => upserts.push(item),
                 (None, Some(before)) => deletes.push(before.id),

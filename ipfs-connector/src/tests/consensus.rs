@@ -17,6 +17,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+/// Changes of one message.
+const MAX_CHANGES: usize = 256;
+
 struct State {
     lineage: u64,
     index: u64,
@@ -124,17 +127,22 @@ impl Pinset {
             send(message).await?;
         }
         loop {
-            let message = {
+            let (message, is_all) = {
                 let state = self.state.lock();
                 if state.lineage != lineage || index < state.compacted {
                     return None;
                 }
-                let changes = state.log.iter().filter(|change| change.index > index).cloned().collect();
-                index = state.index;
+                let above = state.log.partition_point(|change| change.index <= index);
+                let changes: Vec<Change> = state.log[above..].iter().take(MAX_CHANGES).cloned().collect();
+                index = changes.last().map_or(state.index, |change| change.index);
+                let is_all = index == state.index;
                 let cursor = Some(Cursor { cluster_id: vec![1], lineage, index });
-                Message::Changes(Changes { changes, cursor, caught_up: *caught_up.borrow_and_update() })
+                (Changes { changes, cursor, caught_up: *caught_up.borrow_and_update() && is_all }, is_all)
             };
-            send(message).await?;
+            send(Message::Changes(message)).await?;
+            if !is_all {
+                continue;
+            }
             tokio::select! {
                 _ = changed.changed() => {}
                 _ = caught_up.changed() => {}

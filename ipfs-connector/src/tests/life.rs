@@ -6,9 +6,7 @@ use std::time::Duration;
 use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::connector::holdings_reply::Answer;
-use pinfold_proto::connector::{
-    Block, GetBlocks, Held, HoldingsCall, PutBlocks, RecoverAllCall, StatusAllCall,
-};
+use pinfold_proto::connector::{Block, GetBlocks, Held, HoldingsCall, PutBlocks, RecoverAllCall, StatusAllCall};
 use pinfold_proto::types::Reason;
 
 use super::node::{Plan, TestNode};
@@ -77,8 +75,11 @@ async fn dead_cids_wait_aside() {
     let info = connector.until(&cid(20), TrackerStatus::Pinning).await;
     assert_eq!((info.blocks, info.bytes, info.attempt_count), (7, 70, 1));
     assert!(info.last_block.is_some());
-    let pinning = connector.list(TrackerStatus::Pinning.bit()).await;
-    assert_eq!(pinning.len(), 21);
+    eventually("all dead ones are tried at once", async || {
+        let pinning = connector.list(TrackerStatus::Pinning.bit()).await.len();
+        if pinning == 21 { Ok(()) } else { Err(pinning.to_string()) }
+    })
+    .await;
     connector.stop().await;
 }
 
@@ -207,7 +208,8 @@ async fn holdings() {
     connector.until(&cid(2), TrackerStatus::Pinned).await;
     node.lose(&cid(2));
     let held = |n: u32, revision| Held { cid: cid(n).to_bytes(), revision };
-    let call = HoldingsCall { items: vec![held(1, 1), held(2, 2), held(3, 3), held(1, 99), held(9, index), held(9, 99)] };
+    let call =
+        HoldingsCall { items: vec![held(1, 1), held(2, 2), held(3, 3), held(1, 99), held(9, index), held(9, 99)] };
     let mut stream = connector.holdings().check(futures::stream::iter([call])).await.unwrap().into_inner();
     let answers = stream.message().await.unwrap().unwrap().answers;
     let expected = [Answer::Held, Answer::No, Answer::No, Answer::Unknown, Answer::No, Answer::Unknown];
@@ -244,4 +246,34 @@ async fn embedded_node_end_to_end() {
     assert_eq!(node.pin_state(&one).await.unwrap(), PinState::NotPinned);
     connector.stop().await;
     tokio::time::timeout(Duration::from_secs(5), node.close()).await.unwrap().unwrap();
+}
+
+/// Goal: how fast items flow, for people who change the path: run with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn throughput() {
+    const ITEMS: u32 = 20_000;
+    let (mut house, node) = (House::new().await, TestNode::new());
+    house.concurrent_pins = 10;
+    let connector = house.start(node.clone()).await;
+    connector.status(&cid(0), house.pinset.put([house.here(&cid(0))])).await;
+    let began = std::time::Instant::now();
+    let index = house.pinset.put((1..=ITEMS).map(|n| house.here(&cid(n))));
+    connector.status(&cid(0), index).await;
+    eprintln!("followed {ITEMS} in {:?}", began.elapsed());
+    connector.until(&cid(ITEMS), TrackerStatus::Pinned).await;
+    while node.count("add") <= ITEMS as usize {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    eprintln!("pinned {ITEMS} in {:?}", began.elapsed());
+    let other = pinfold_common::identity::Identity::generate().peer_id;
+    let pins: Vec<_> = (0..5 * ITEMS).map(|n| house.pin(&cid(1_000_000 + n), &other)).collect();
+    let began = std::time::Instant::now();
+    house.pinset.put(pins);
+    connector.status(&cid(0), index + u64::from(5 * ITEMS)).await;
+    eprintln!("followed {} remote ones in {:?}", 5 * ITEMS, began.elapsed());
+    let began = std::time::Instant::now();
+    let rows = connector.list(0).await.len();
+    eprintln!("listed {rows} in {:?}", began.elapsed());
+    connector.stop().await;
 }

@@ -95,10 +95,7 @@ impl House {
                 check_interval: Duration::from_secs(3600),
                 unpin_disable: false,
             },
-            informers: vec![Planned {
-                informer: Informer::PinQueue { bucket: 0 },
-                ttl: Duration::from_secs(30),
-            }],
+            informers: vec![Planned { informer: Informer::PinQueue { bucket: 0 }, ttl: Duration::from_secs(30) }],
             informer_trigger_interval: 0,
             connect_swarms_delay: Duration::ZERO,
             swarm_connect_deadline: Duration::from_secs(5),

@@ -32,7 +32,9 @@ pub struct Place {
 impl Aside {
     pub fn enter(&self) -> Place {
         let mut state = self.0.lock();
-        if state.waiting.len() >= MAX_ASIDE && let Some((_, oldest)) = state.waiting.pop_first() {
+        if state.waiting.len() >= MAX_ASIDE
+            && let Some((_, oldest)) = state.waiting.pop_first()
+        {
             oldest.cancel();
         }
         let number = state.next;

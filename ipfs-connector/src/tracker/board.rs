@@ -185,7 +185,9 @@ impl Board {
         let mut state = self.state.lock();
         if state.doubtful.insert(cid.to_vec()) {
             state.doubts.push_back(cid.to_vec());
-            if state.doubts.len() > MAX_DOUBTFUL && let Some(oldest) = state.doubts.pop_front() {
+            if state.doubts.len() > MAX_DOUBTFUL
+                && let Some(oldest) = state.doubts.pop_front()
+            {
                 state.doubtful.remove(&oldest);
             }
         }
@@ -213,9 +215,8 @@ impl Board {
             if lease.item.revision == row.revision {
                 continue;
             }
-            let same_work = row.planned
-                && row.todo == lease.item.todo
-                && (row.todo != Todo::Pin || row.mode == lease.item.mode);
+            let same_work =
+                row.planned && row.todo == lease.item.todo && (row.todo != Todo::Pin || row.mode == lease.item.mode);
             match lease.phase {
                 Phase::Running if same_work => lease.item.revision = row.revision,
                 Phase::Running => lease.cancel.cancel(),

@@ -30,9 +30,8 @@ impl Scene {
 pub fn stored_statuses(filter: Filter) -> u32 {
     let mut statuses = filter.0;
     if statuses & TrackerStatus::Pinning.bit() != 0 {
-        statuses |= TrackerStatus::PinQueued.bit()
-            | TrackerStatus::PinError.bit()
-            | TrackerStatus::UnexpectedlyUnpinned.bit();
+        statuses |=
+            TrackerStatus::PinQueued.bit() | TrackerStatus::PinError.bit() | TrackerStatus::UnexpectedlyUnpinned.bit();
     }
     if statuses & TrackerStatus::Unpinning.bit() != 0 {
         statuses |= TrackerStatus::UnpinQueued.bit() | TrackerStatus::UnpinError.bit();
@@ -87,7 +86,8 @@ pub fn of(item: &Item, running: Option<Running>, scene: &Scene) -> PinInfo {
             info.last_block = running.progress.last_block_ms.map(time);
         }
         None => {
-            let waits = matches!(status, TrackerStatus::PinQueued | TrackerStatus::UnpinQueued) && info.next_try.is_some();
+            let waits =
+                matches!(status, TrackerStatus::PinQueued | TrackerStatus::UnpinQueued) && info.next_try.is_some();
             if let Some(down) = scene.node_down.as_ref().filter(|_| waits) {
                 info.reason = Reason::NodeDown as i32;
                 info.error = down.clone();

@@ -161,7 +161,9 @@ impl Rules {
 
 /// Follows an entry of the pinset. `None`: nothing changes.
 pub fn put(existing: Option<&Item>, order: Order, rules: &Rules) -> Option<Item> {
-    if existing.is_some_and(|item| item.class == order.class && item.revision == order.revision && item.pin == order.pin) {
+    if existing
+        .is_some_and(|item| item.class == order.class && item.revision == order.revision && item.pin == order.pin)
+    {
         return None;
     }
     let mut item = existing.cloned().unwrap_or_else(|| fresh(order.cid));
@@ -272,7 +274,8 @@ fn drop_pin(item: &mut Item, settled: TrackerStatus, rules: &Rules) {
             want_unpin(item, settled, rules);
             item.hold = Hold::Adopted;
             item.next_try_ms = None;
-            item.error = "held: the node had this pin before tracker/ was rebuilt; unpinning it needs approval".to_owned();
+            item.error =
+                "held: the node had this pin before tracker/ was rebuilt; unpinning it needs approval".to_owned();
         }
         Ownership::Claimed => {
             let held_before = item.todo == Todo::Unpin && item.hold != Hold::Free;
@@ -327,7 +330,10 @@ pub enum Outcome {
     Unpinned,
     /// The node was not there: not this item's fault, no attempt counted.
     NodeDown(String),
-    Failed { reason: Reason, error: String },
+    Failed {
+        reason: Reason,
+        error: String,
+    },
     /// Asking again is of no use: waits for a person.
     Refused(String),
     /// A check found that the node lost the pin. Nobody failed; it is fetched again.

@@ -206,7 +206,10 @@ impl Feeder {
             self.rescan_at = Instant::now() + RESCAN;
         }
         for (slot, lane) in lanes(self.line).iter().enumerate() {
-            if self.exhausted[slot] || shared.board.ready(*lane) >= shared.low_water || shared.board.leases() >= MAX_IN_HAND {
+            if self.exhausted[slot]
+                || shared.board.ready(*lane) >= shared.low_water
+                || shared.board.leases() >= MAX_IN_HAND
+            {
                 continue;
             }
             shared.board.begin_reading(self.line);

@@ -55,11 +55,8 @@ fn pinned() -> Item {
 #[test]
 fn classes() {
     let mut everywhere = pin(1, &[], &[]);
-    everywhere.options = Some(types::PinOptions {
-        replication_factor_min: -1,
-        replication_factor_max: -1,
-        ..Default::default()
-    });
+    everywhere.options =
+        Some(types::PinOptions { replication_factor_min: -1, replication_factor_max: -1, ..Default::default() });
     let mut meta = everywhere.clone();
     meta.r#type = types::PinType::Meta as i32;
     for (pin, class) in [
