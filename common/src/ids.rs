@@ -14,16 +14,35 @@ pub const MAX_IDENTITY_DIGEST_BYTES: usize = 128;
 
 const IDENTITY: u64 = 0x00;
 
-/// A CID from text: v0 in base58, v1 in any multibase.
+/// A CID from text, as Go's library takes it: v0 in base58, anything in any multibase, and nothing after its end.
 pub fn parse_cid(text: &str) -> Result<Cid> {
+    let bad = |why: &dyn std::fmt::Display| Error::invalid(format!("error decoding Cid: {why}"));
     if text.is_empty() {
-        return Err(Error::invalid("error decoding Cid: cid too short"));
+        return Err(bad(&"cid too short"));
     }
     if text.len() > MAX_CID_TEXT_BYTES {
-        return Err(Error::invalid(format!("error decoding Cid: longer than {MAX_CID_TEXT_BYTES} characters")));
+        return Err(bad(&format!("longer than {MAX_CID_TEXT_BYTES} characters")));
     }
-    let cid = Cid::try_from(text).map_err(|error| Error::invalid(format!("error decoding Cid: {error}")))?;
+    if text.len() == V0_TEXT_BYTES && text.starts_with("Qm") {
+        return check_cid(Cid::try_from(text).map_err(|error| bad(&error))?);
+    }
+    let (_, bytes) = multibase::decode(fold_case(text)).map_err(|error| bad(&error))?;
+    let cid = Cid::try_from(bytes.as_slice()).map_err(|error| bad(&error))?;
+    if cid.encoded_len() != bytes.len() {
+        return Err(bad(&"bytes after its end"));
+    }
     check_cid(cid)
+}
+
+const V0_TEXT_BYTES: usize = 46;
+
+/// Base 16, 32 and 36 have one case, which their prefix names; Go reads either.
+fn fold_case(text: &str) -> std::borrow::Cow<'_, str> {
+    match text.as_bytes().first() {
+        Some(b'b' | b'f' | b'k') => text.to_ascii_lowercase().into(),
+        Some(b'B' | b'F' | b'K') => text.to_ascii_uppercase().into(),
+        Some(_) | None => text.into(),
+    }
 }
 
 /// A CID from the wire or the disk, whole: no trailing bytes.
@@ -128,7 +147,12 @@ mod tests {
         let mut long = v1.to_bytes();
         long.push(0);
         assert!(cid_from_bytes(&long).is_err());
-        assert!(parse_cid("").is_err());
-        assert!(parse_cid(&"Q".repeat(10_000)).is_err());
+        assert_eq!(parse_cid("zQmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG").unwrap(), v0);
+        assert_eq!(parse_cid("bafybeie5745rpv2m6tjyuuGYWY4d5ewrqgqqhfnf445he3omzpjbx5xqxe").unwrap(), v1);
+        for bad in
+            ["", "Q", "b", "notacid", &"Q".repeat(10_000), &multibase::encode(multibase::Base::Base32Lower, long)]
+        {
+            assert!(parse_cid(bad).is_err(), "{bad}");
+        }
     }
 }
