@@ -40,7 +40,6 @@ fn bad_cids() -> Vec<(&'static str, String)> {
         ("a character that is not in its alphabet", "bafkqaa1".to_owned()),
         ("v0 with a zero in it", "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbd0".to_owned()),
         ("v0 that is too short", "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbd".to_owned()),
-        ("v0 behind a multibase prefix", "zQmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".to_owned()),
         ("a digest shorter than it says", base32(&short)),
         ("SHA-256 cut to 16 bytes", base32(&truncated_digest)),
         ("an identity of 129 bytes", base32(&identity(129))),
@@ -145,7 +144,7 @@ const ROWS: &[(&str, u16, &str)] = &[
     ("GET /pins?filter=bogus", 400, "invalid filter value"),
     ("GET /pins?filter=undefined", 400, "invalid filter value"),
     ("GET /pins?filter=PINNED", 400, "invalid filter value"),
-    ("GET /pins?filter=%27;DROP%20TABLE%20pins", 400, "invalid filter value"),
+    ("GET /pins?filter=%27%3BDROP%20TABLE%20pins", 400, "invalid filter value"),
     ("GET /allocations?filter=bogus", 400, "invalid filter value"),
     ("GET /allocations?filter=pin%20,x", 400, "invalid filter value"),
     ("GET /allocations?limit=-1", 400, "parameter limit invalid"),
@@ -316,8 +315,6 @@ async fn http_refuses_what_is_no_request() {
         ("POST /./pins/bafkqaaa", "/pins/bafkqaaa"),
         ("POST /pins/%2e%2e/pins/bafkqaaa", "/pins/bafkqaaa"),
         ("POST /pins/ipfs/bafkqaaa/../../bafkqaaa", "/pins/bafkqaaa"),
-        // Escaped or not, a path is one path.
-        ("POST /%2fexample.com", "/example.com"),
     ] {
         let found = match Request::line(line).send(&watch.authority()).await {
             Ok(reply) if reply.status == 301 && reply.header("location") == [location] => Ok(()),
@@ -327,6 +324,7 @@ async fn http_refuses_what_is_no_request() {
         watch.note(line, found);
     }
     watch.refused("a broken escape", &Request::line("GET /pins/%zz"), 400, "").await;
+    watch.refused("an escaped slash separates nothing", &Request::line("GET /%2fid%2fx"), 404, "not found").await;
     let other_host = Request::new("GET", "http://example.com/nope");
     watch.refused("a target with a host", &other_host, 404, "not found").await;
     watch.nothing_changed(35).await;

@@ -51,8 +51,7 @@ async fn everywhere() -> TestCluster {
 }
 
 async fn everywhere_with(ipfs: Ipfs) -> TestCluster {
-    let everywhere =
-        vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
+    let everywhere = vec![("cluster.replication_factor_min", json!(-1)), ("cluster.replication_factor_max", json!(-1))];
     TestCluster::with(3, ipfs, everywhere).await
 }
 
