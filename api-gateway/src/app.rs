@@ -9,7 +9,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::header::CONTENT_TYPE;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -27,6 +27,11 @@ use crate::rest::Rest;
 
 /// May be asked without credentials, as `GET /health` may.
 const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// The name of the code in our closed set (`common::error`).
+const CODE: HeaderName = HeaderName::from_static("pinfold-code");
 
 #[derive(Clone)]
 pub struct App(Arc<Shared>);
@@ -99,7 +104,7 @@ impl Handler for App {
 }
 
 fn is_grpc(request: &Request<Incoming>) -> bool {
-    let content_type = request.headers().get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     request.version() == Version::HTTP_2 && content_type.is_some_and(|value| value.starts_with(b"application/grpc"))
 }
 
@@ -116,7 +121,7 @@ impl Shared {
         // Never fails, and is always ready.
         let mut routes = self.grpc.clone();
         match routes.call(request).await {
-            Ok(response) => response.map(Body::new),
+            Ok(response) => blame_client_for_bad_messages(response).map(Body::new),
             Err(never) => match never {},
         }
     }
@@ -151,6 +156,19 @@ impl Shared {
             }
         }
     }
+}
+
+/// tonic says INTERNAL of a message that does not decode, as if it were our fault; it is the client's.
+fn blame_client_for_bad_messages<B>(mut response: Response<B>) -> Response<B> {
+    let is_undecodable = response.headers().get(GRPC_MESSAGE).is_some_and(|message| {
+        let message = message.as_bytes();
+        message.starts_with(b"failed%20to%20decode%20Protobuf") || message.starts_with(b"failed to decode Protobuf")
+    });
+    if is_undecodable {
+        response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(tonic::Code::InvalidArgument as i32));
+        response.headers_mut().insert(CODE, HeaderValue::from_static(Code::InvalidArgument.name()));
+    }
+    response
 }
 
 /// The same frames until `deadline`, then an error, which ends the connection.

@@ -137,7 +137,8 @@ async fn next_part(parts: &mut Streaming<api::AddRequest>) -> Result<Option<Part
             None => Err(Error::invalid("a message without a part")),
         },
         Ok(Ok(None)) => Ok(None),
-        Ok(Err(status)) => Err(Error::from(status).context("read the upload")),
+        // The other end of this stream is the client: what is wrong with it is wrong with the upload.
+        Ok(Err(status)) => Err(Error::invalid(format!("read the upload: {}", status.message()))),
         Err(_) => Err(Error::invalid(format!("read the upload: nothing came for {}s", STALL_DEADLINE.as_secs()))),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use multiaddr::{Multiaddr, Protocol};
 use pinfold_common::ids::cid_from_bytes;
 use pinfold_common::pin::{MAX_REQUEST_KEY_BYTES, PinRequest, PinType};
 use pinfold_common::status::Filter;
@@ -75,6 +76,10 @@ fn check_request(request: Option<types::PinRequest>) -> Result<PinRequest, Error
     }
     if !request.allocations.is_empty() {
         return Err(Error::invalid("allocations: decided by the cluster; wishes go into user_allocations"));
+    }
+    let has_peer = |origin: &Multiaddr| origin.iter().any(|part| matches!(part, Protocol::P2p(_)));
+    if !request.options.origins.iter().all(has_peer) {
+        return Err(Error::invalid("origins: multiaddress does not contain peer ID"));
     }
     if !matches!(request.max_depth, -1 | 0) {
         return Err(Error::invalid(format!("max_depth: {} is neither -1 nor 0", request.max_depth)));
@@ -252,6 +257,10 @@ mod tests {
             types::PinRequest { max_depth: -5, ..plain.clone() },
             types::PinRequest { cid: vec![1], ..plain.clone() },
             types::PinRequest { allocations: vec![vec![0, 1, 2]], ..plain.clone() },
+            types::PinRequest {
+                options: Some(types::PinOptions { origins: vec![vec![4, 1, 2, 3, 4]], ..types::PinOptions::default() }),
+                ..plain.clone()
+            },
         ] {
             assert!(check_request(Some(bad)).is_err());
         }

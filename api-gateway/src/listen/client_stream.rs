@@ -1,12 +1,17 @@
 //! The byte stream of one client. For HTTP/1 it hands hyper whole request heads only, each with `TE: trailers` added
-//! (see `heads`), and it ends connections that send a head too slowly or do not take their answer.
+//! (see `heads`), lets an answer without a body have its `Trailer` header (see `StandIn`), and closes so that a client
+//! that is still sending can read its answer. It ends connections that send a head too slowly or take no answer.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use http::header::TRAILER;
+use http::{HeaderName, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::poll_read_buf;
@@ -16,6 +21,36 @@ use super::heads::{Chunks, Framing, Head, TE_TRAILERS, leading_line_ends, read_h
 /// A client that takes nothing of its answer for this long is gone (`attack:HT3`).
 const WRITE_STALL_DEADLINE: Duration = Duration::from_secs(120);
 const READ_AHEAD_BYTES: usize = 8 * 1024;
+/// After the last answer, what the client still sends is read for so long and so far: a socket that is closed with
+/// unread bytes takes the answer back from the client.
+const LINGER_DEADLINE: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Empty streams of the original name their trailer, and hyper writes no `Trailer` header where there is no body. So
+/// such an answer gets another header of the same length, and the line is put right on its way to the socket.
+#[derive(Clone, Default)]
+pub struct StandIn(Arc<AtomicBool>);
+
+const STAND_IN_NAME: HeaderName = HeaderName::from_static("trailed");
+const STAND_IN_LINE: &[u8] = b"\r\nTrailed: ";
+const TRAILER_LINE: &[u8] = b"\r\nTrailer: ";
+
+impl StandIn {
+    /// Prepares an answer for hyper; the next line of that name is the one to put right.
+    pub fn take_place<B>(&self, answer: &mut Response<B>) {
+        if answer.status() != StatusCode::NO_CONTENT {
+            return;
+        }
+        if let Some(value) = answer.headers_mut().remove(TRAILER) {
+            answer.headers_mut().insert(STAND_IN_NAME, value);
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_expected(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// What the next bytes from the client are.
 enum State {
@@ -51,23 +86,48 @@ pub struct ClientStream<S> {
     head_deadline: Option<Pin<Box<Sleep>>>,
     /// Runs while the socket takes nothing.
     write_deadline: Option<Pin<Box<Sleep>>>,
+    stand_in: StandIn,
+    /// Bytes of `TRAILER_LINE` that the socket has taken.
+    replaced: usize,
+    closing: Closing,
+}
+
+/// How far the close has come.
+enum Closing {
+    Open,
+    /// The client was told, and may still be sending.
+    Lingering {
+        deadline: Pin<Box<Sleep>>,
+        discarded: usize,
+    },
+    Closed,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ClientStream<S> {
     /// HTTP/1, of which `received` was read already.
-    pub fn http1(socket: S, received: BytesMut, limits: HeadLimits) -> ClientStream<S> {
-        ClientStream::new(socket, received, limits, State::Head)
+    pub fn http1(socket: S, received: BytesMut, limits: HeadLimits, stand_in: StandIn) -> ClientStream<S> {
+        ClientStream::new(socket, received, limits, State::Head, stand_in)
     }
 
     /// Anything else, passed through.
     pub fn opaque(socket: S, received: BytesMut) -> ClientStream<S> {
         let limits = HeadLimits { bytes: 0, deadline: Duration::ZERO };
-        ClientStream::new(socket, received, limits, State::Opaque)
+        ClientStream::new(socket, received, limits, State::Opaque, StandIn::default())
     }
 
-    fn new(socket: S, received: BytesMut, limits: HeadLimits, state: State) -> ClientStream<S> {
-        let ready = BytesMut::new();
-        ClientStream { socket, state, limits, received, ready, head_deadline: None, write_deadline: None }
+    fn new(socket: S, received: BytesMut, limits: HeadLimits, state: State, stand_in: StandIn) -> ClientStream<S> {
+        ClientStream {
+            socket,
+            state,
+            limits,
+            received,
+            ready: BytesMut::new(),
+            head_deadline: None,
+            write_deadline: None,
+            stand_in,
+            replaced: 0,
+            closing: Closing::Open,
+        }
     }
 
     /// Moves what can be moved from `received` to `ready`.
@@ -201,6 +261,53 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientStream<S> {
         timer.as_mut().poll(context)
     }
 
+    /// Writes up to the stand-in, or the line it stands for. What is taken of the latter counts as taken of the former.
+    fn poll_write_replacing(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.replaced == 0 {
+            let at = bytes.windows(STAND_IN_LINE.len()).position(|window| window == STAND_IN_LINE);
+            match at {
+                Some(0) => {}
+                Some(at) => return Pin::new(&mut self.socket).poll_write(context, &bytes[..at]),
+                None => return Pin::new(&mut self.socket).poll_write(context, bytes),
+            }
+        }
+        let taken = ready!(Pin::new(&mut self.socket).poll_write(context, &TRAILER_LINE[self.replaced..]))?;
+        self.replaced += taken;
+        if self.replaced == TRAILER_LINE.len() {
+            self.replaced = 0;
+            self.stand_in.0.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Whether the client may be sending something that nobody will read.
+    fn may_be_sending(&self) -> bool {
+        match self.state {
+            State::Head => !self.received.is_empty() || !self.ready.is_empty(),
+            State::Body { .. } | State::Chunked(_) | State::Ended => true,
+            // HTTP/2 says goodbye by itself.
+            State::Opaque => false,
+        }
+    }
+
+    /// Reads and forgets until the client has closed too, or long enough.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Closing::Lingering { deadline, discarded } = &mut self.closing else { return Poll::Ready(()) };
+        let mut scratch = [0; READ_AHEAD_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(()),
+                Poll::Ready(Ok(())) => *discarded += buffer.filled().len(),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return deadline.as_mut().poll(context),
+            }
+            if *discarded > LINGER_BYTES {
+                return Poll::Ready(());
+            }
+        }
+    }
+
     /// Passes on what a write did, unless the socket has been taking nothing for too long.
     fn watch_write<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
@@ -261,7 +368,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write(context, bytes);
+        let result = if self.stand_in.is_expected() {
+            self.poll_write_replacing(context, bytes)
+        } else {
+            Pin::new(&mut self.socket).poll_write(context, bytes)
+        };
         self.watch_write(context, result)
     }
 
@@ -270,6 +381,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.stand_in.is_expected()
+            && let Some(first) = parts.iter().find(|part| !part.is_empty())
+        {
+            return self.poll_write(context, first);
+        }
         let result = Pin::new(&mut self.socket).poll_write_vectored(context, parts);
         self.watch_write(context, result)
     }
@@ -284,6 +400,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        if let Closing::Open = self.closing {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
+            self.closing = if self.may_be_sending() {
+                Closing::Lingering { deadline: Box::pin(sleep(LINGER_DEADLINE)), discarded: 0 }
+            } else {
+                Closing::Closed
+            };
+        }
+        ready!(self.poll_linger(context));
+        self.closing = Closing::Closed;
+        Poll::Ready(Ok(()))
     }
 }

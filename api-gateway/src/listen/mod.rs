@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use client_stream::{ClientStream, HeadLimits};
+use client_stream::{ClientStream, HeadLimits, StandIn};
 
 /// Clients beyond these wait in the kernel's queue (`attack:HT4`).
 const MAX_CONNECTIONS: usize = 8192;
@@ -135,9 +135,17 @@ where
     let patience = if limits.read_header.is_zero() { limits.idle } else { limits.read_header };
     let first = shutdown.race(within(patience, read_preface(&mut socket))).await;
     let Some(Ok(Some((received, is_http2)))) = first else { return };
+    let stand_in = StandIn::default();
+    let placed = (!is_http2).then(|| stand_in.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = handler.clone().handle(request, client);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let (answer, placed) = (handler.clone().handle(request, client), placed.clone());
+        async move {
+            let mut answer = answer.await;
+            if let Some(placed) = placed {
+                placed.take_place(&mut answer);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let result = if is_http2 {
         let io = TokioIo::new(ClientStream::opaque(socket, received));
@@ -160,7 +168,7 @@ where
         }
     } else {
         let head = HeadLimits { bytes: limits.header_bytes, deadline: limits.read_header };
-        let io = TokioIo::new(ClientStream::http1(socket, received, head));
+        let io = TokioIo::new(ClientStream::http1(socket, received, head, stand_in));
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())

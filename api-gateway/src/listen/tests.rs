@@ -18,6 +18,12 @@ impl Handler for Echo {
     async fn handle(self, request: Request<Incoming>, _client: SocketAddr) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        if path == "/empty" {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::NO_CONTENT;
+            response.headers_mut().insert("trailer", "X-Stream-Error".parse().unwrap());
+            return response;
+        }
         if path == "/plain" {
             return Response::new(Body::from(body));
         }
@@ -171,6 +177,35 @@ async fn slow_heads_are_cut() {
     read_until(&mut socket, "X-Stream-Error: 0\r\n\r\n").await;
     socket.write_all(b"G").await.unwrap();
     assert_eq!(read_to_close(&mut socket).await, "");
+}
+
+/// Goal: an answer without a body names its trailer too, alone and between others.
+#[tokio::test]
+async fn trailer_header_without_a_body() {
+    let (address, ..) = start().await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let empty = "GET /empty HTTP/1.1\r\n\r\n";
+    let full = "GET /Trailed: HTTP/1.1\r\n\r\n";
+    let last = "GET /empty HTTP/1.1\r\nConnection: close\r\n\r\n";
+    socket.write_all([empty, full, empty, empty, full, last].concat().as_bytes()).await.unwrap();
+    let answers = read_to_close(&mut socket).await;
+    assert_eq!(answers.matches("HTTP/1.1 204 No Content\r\n").count(), 4, "{answers}");
+    assert_eq!(answers.matches("\r\nTrailer: X-Stream-Error\r\n").count(), 6, "{answers}");
+    assert!(!answers.contains("\r\nTrailed: "), "{answers}");
+}
+
+/// Goal: a client that is still sending when it is refused reads why.
+#[tokio::test]
+async fn refusals_reach_clients_that_send_on() {
+    let (address, ..) = start().await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let (mut reader, mut writer) = socket.split();
+    let endless = format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(1024 * 1024));
+    let mut answer = Vec::new();
+    let (sent, read) = tokio::join!(writer.write_all(endless.as_bytes()), reader.read_to_end(&mut answer));
+    sent.unwrap();
+    read.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&answer));
 }
 
 /// Goal: HTTP/2 with prior knowledge works on the same port, and a stop lets clients go.

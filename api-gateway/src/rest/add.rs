@@ -34,8 +34,12 @@ impl Call<'_> {
     pub(super) async fn add(&self, body: Body) -> Result<Answer> {
         let boundary = multipart::boundary(&self.parts.headers)?;
         let params = self.add_params()?;
-        // The original reads it only after it has answered.
-        let chunker = Chunker::parse(self.query.get("chunker"));
+        // The original looks at these only after it has answered.
+        let chunker = if self.query.flag("shard", false)? {
+            Err(Error::invalid("block doesn't fit in empty shard: shard size too small?"))
+        } else {
+            Chunker::parse(self.query.get("chunker"))
+        };
         let is_streamed = self.query.flag("stream-channels", true)?;
 
         let (begun, has_begun) = oneshot::channel();
@@ -74,10 +78,8 @@ impl Call<'_> {
         let layout = Layout::parse(query.get("layout"))?;
         let format = Format::parse(query.get("format"))?;
         let cid_version = query.integer("cid-version")?;
-        for name in ["shard", "nocopy"] {
-            if query.flag(name, false)? {
-                return Err(Error::invalid(format!("parameter {name} invalid: not supported")));
-            }
+        if query.flag("nocopy", false)? {
+            return Err(Error::invalid("parameter nocopy invalid: files of this machine are not read"));
         }
         for name in ["recursive", "hidden"] {
             query.flag(name, false)?;
@@ -87,6 +89,10 @@ impl Call<'_> {
             _ => Some(query.flag("raw-leaves", false)?),
         };
         let options = options::parse(query, Timestamp::now())?;
+        // Without a size it fails in the original too, and in the same words (see `add`).
+        if query.flag("shard", false)? && options.pin.shard_size_bytes > 0 {
+            return Err(Error::invalid("parameter shard invalid: sharding is not supported"));
+        }
         Ok(AddParams {
             layout,
             chunker: Chunker::default(),

@@ -81,7 +81,7 @@ impl Rest {
         let Some(path) = query::unescape(parts.uri.path(), Plus::IsPlus) else {
             return self.finish(respond::error(&Error::invalid("error parsing path: broken percent escape")));
         };
-        match query::clean(&path) {
+        match query::clean(parts.uri.path(), &path) {
             Cleaned::Clean => {}
             Cleaned::Trailing(target) => return redirect_trailing(parts, &target),
             Cleaned::Moved(target) => return redirect(StatusCode::MOVED_PERMANENTLY, &location(parts, &target)),

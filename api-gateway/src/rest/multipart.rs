@@ -153,7 +153,8 @@ fn name_of(file_name: &str) -> Result<String> {
     clean_name(&name)
 }
 
-/// A relative path without empty and `.` parts. `..` is refused: it means nothing in a DAG (`attack:MP3`).
+/// A relative path without empty and `.` parts. `..` and absolute paths are refused: they mean nothing in a DAG
+/// (`attack:MP3`).
 pub fn clean_name(name: &str) -> Result<String> {
     let bad = |why: &str| Error::invalid(format!("file name {:?}: {why}", pinfold_common::ids::shorten(name)));
     if name.len() > MAX_NAME_BYTES {
@@ -163,6 +164,9 @@ pub fn clean_name(name: &str) -> Result<String> {
         return Err(bad("holds a NUL"));
     }
     let segments: Vec<&str> = name.split('/').filter(|segment| !matches!(*segment, "" | ".")).collect();
+    if name.starts_with('/') {
+        return Err(bad("must not be absolute"));
+    }
     if segments.contains(&"..") {
         return Err(bad("must not lead upwards"));
     }
@@ -193,7 +197,7 @@ mod tests {
     async fn parts_become_steps() {
         let steps = steps_of(
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a%2Fb+c.txt\"\n\nhello\n\
-             --B\nContent-Disposition: form-data; name=\"file\"; filename=\"/d/./e/\"\nContent-Type: application/x-directory\n\n\n\
+             --B\nContent-Disposition: form-data; name=\"file\"; filename=\"d/./e/\"\nContent-Type: application/x-directory\n\n\n\
              --B\nContent-Disposition: form-data; name=\"file\"; filename=\"100%\"\nContent-Type: application/symlink\n\n../x\n\
              --B--\n",
         )
@@ -214,6 +218,7 @@ mod tests {
         for body in [
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"../../etc/passwd\"\n\nx\n--B--\n",
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a%00b\"\n\nx\n--B--\n",
+            "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"%2Fetc%2Fpasswd\"\n\nx\n--B--\n",
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\n\nno end",
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\nContent-Type: multipart/mixed; boundary=C\n\nx\n--B--\n",
             "nothing like it",

@@ -87,9 +87,13 @@ fn user_allocations(text: &str) -> Result<Vec<PeerId>> {
 fn expire_at(query: &Query<'_>, now: Timestamp) -> Result<Timestamp> {
     let at = query.get("expire-at");
     if !at.is_empty() {
-        return Timestamp::parse(at).map_err(|error| {
-            Error::invalid(format!("expire-at cannot be parsed: parsing time {:?}: {error}", shorten(at)))
-        });
+        let refused =
+            |why: &str| Error::invalid(format!("expire-at cannot be parsed: parsing time {:?}: {why}", shorten(at)));
+        // Go knows no leap seconds.
+        if at.get(16..19) == Some(":60") {
+            return Err(refused("second out of range"));
+        }
+        return Timestamp::parse(at).map_err(|error| refused(&error));
     }
     let text = query.get("expire-in");
     if text.is_empty() {
@@ -185,6 +189,8 @@ mod tests {
             ("replication-min=2147483648", "parameter replication-min invalid"),
             ("shard-size=-1", "parameter shard_size is invalid"),
             ("expire-at=yesterday", "expire-at cannot be parsed: "),
+            ("expire-at=2027-06-30T23:59:60Z", "expire-at cannot be parsed: "),
+            ("expire-at=2027-01-01T00:00:00%2B99:99", "expire-at cannot be parsed: "),
             ("expire-in=soon", "expire-in cannot be parsed: "),
             ("expire-in=500ms", "expire-in duration too short"),
             ("expire-in=-1h", "expire-in duration too short"),

@@ -21,6 +21,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The body of `POST /peers`. The address is ours: without it, the peer must be in the peerstore.
 #[derive(Deserialize)]
 struct AddPeerJson {
+    #[serde(default)]
     peer_id: String,
     #[serde(default)]
     address: String,
@@ -44,10 +45,16 @@ impl Call<'_> {
     pub(super) async fn add_peer(&self, body: Body) -> Result<Answer> {
         let bad = || Error::invalid("error decoding request body");
         let bytes = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|_| bad())?.to_bytes();
-        let asked: AddPeerJson = serde_json::from_slice(&bytes).map_err(|_| bad())?;
+        // An array would do for a struct of ours, and is no object.
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).map_err(|_| bad())?;
+        let asked: AddPeerJson = serde_json::from_value(object.into()).map_err(|_| bad())?;
         let peer = parse_peer_id(&asked.peer_id).map_err(|_| Error::invalid("error decoding peer_id"))?;
-        let record =
-            add_peer(&self.rest.cluster, AddPeerCall { peer_id: peer.to_bytes(), address: asked.address }).await?;
+        let call = AddPeerCall { peer_id: peer.to_bytes(), address: asked.address };
+        // Whatever is wrong with the peer itself is the cluster's word, and 500 in the original.
+        let record = add_peer(&self.rest.cluster, call).await.map_err(|error| match error.code.http() {
+            400 | 404 => Error { code: Code::Rejected, ..error },
+            _ => error,
+        })?;
         Ok(respond::json(&IdJson::try_from(&record)?))
     }
 

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use pinfold_common::{Error, Result};
 
 /// A query string. The first value of a name wins, an empty value counts as absent, and a pair that is not well
-/// escaped is as if it were not there.
+/// escaped is as if it were not there. A semicolon is a character like others: Go drops a pair that holds one, and so
+/// would answer as if nothing had been asked.
 #[derive(Debug, Default)]
 pub struct Query<'a> {
     pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
@@ -13,7 +14,7 @@ pub struct Query<'a> {
 
 impl<'a> Query<'a> {
     pub fn parse(raw: Option<&'a str>) -> Query<'a> {
-        let pairs = raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !pair.contains(';'));
+        let pairs = raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let pairs = pairs.filter_map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Some((unescape(name, Plus::IsSpace)?, unescape(value, Plus::IsSpace)?))
@@ -107,10 +108,11 @@ pub enum Cleaned {
     Moved(String),
 }
 
-/// rest-api.md 1.1, steps 4 and 5, for an unescaped path. `/` itself is clean, and no route.
-pub fn clean(path: &str) -> Cleaned {
+/// rest-api.md 1.1, steps 4 and 5, for a path as it was sent and unescaped. `/` itself is clean, and no route. Slashes
+/// that were escaped separate nothing new that would have to be cleaned: such a path is merely no route.
+pub fn clean(raw: &str, path: &str) -> Cleaned {
     // Nearly all are: nothing is built for them.
-    let may_need_cleaning = path.ends_with('/') || path.contains("//") || path.contains("/.") || !path.starts_with('/');
+    let may_need_cleaning = path.ends_with('/') || raw.contains("//") || path.contains("/.") || !path.starts_with('/');
     if path == "/" || !may_need_cleaning {
         return Cleaned::Clean;
     }
@@ -161,10 +163,11 @@ mod tests {
     /// Goal: queries read as Go reads them.
     #[test]
     fn queries_as_go_reads_them() {
-        let query = Query::parse(Some("name=a+b%2Bc&name=second&empty=&bad=%zz&x;y=1&flag&meta-=&%6dode=direct"));
+        let query = Query::parse(Some("name=a+b%2Bc&name=second&empty=&bad=%zz&x=a;y=1&flag&meta-=&%6dode=direct"));
         assert_eq!(query.get("name"), "a b+c");
         assert_eq!(query.get("empty"), "");
         assert_eq!(query.get("bad"), "");
+        assert_eq!(query.get("x"), "a;y=1");
         assert_eq!(query.get("mode"), "direct");
         assert_eq!(query.names().filter(|(name, _)| *name == "name").count(), 1);
         assert!(!Query::parse(Some("local=True")).is_true("local"));
@@ -181,7 +184,11 @@ mod tests {
     /// Goal: paths are cleaned as the original's router does, and nothing redirects to itself or to another host.
     #[test]
     fn paths_are_cleaned() {
+        let clean = |raw: &str| super::clean(raw, &unescape(raw, Plus::IsPlus).unwrap());
         assert_eq!(clean("/pins/Qm"), Cleaned::Clean);
+        assert_eq!(clean("/%2fid%2fx"), Cleaned::Clean);
+        assert_eq!(clean("/pins/%2e%2e/id"), Cleaned::Moved("/id".into()));
+        assert_eq!(clean("/%2f%2fexample.com/"), Cleaned::Trailing("/example.com".into()));
         assert_eq!(clean("/"), Cleaned::Clean);
         assert_eq!(clean("/id/"), Cleaned::Trailing("/id".into()));
         assert_eq!(clean("//example.com/"), Cleaned::Trailing("/example.com".into()));

@@ -153,6 +153,13 @@ async fn around_the_handlers() {
     assert_eq!(slash.body, "<a href=\"/pins?local=true\">Temporary Redirect</a>.\n\n");
     let moved = gateway.send("POST /pins//x?name=a%20b").await;
     assert_eq!((moved.status, moved.header("Location"), moved.body.as_str()), (301, "/pins/x?name=a%20b", ""));
+    for (line, location) in [("GET //example.com/..", "/"), ("GET //", "/"), ("GET //id", "/id")] {
+        assert_eq!(gateway.send(line).await.header("Location"), location, "{line}");
+    }
+    assert_eq!(gateway.send("GET http://example.com/nope").await.status, 404);
+    assert_eq!(gateway.send("GET /%2fid%2fx").await.status, 404);
+    assert_eq!(gateway.send("GET /pins/%zz").await.status, 400);
+    assert_eq!(gateway.send("TRACE /id").await.status, 405);
     let health = gateway.send("GET /health").await;
     assert_eq!((health.status, health.header("Content-Type")), (204, "application/json"));
     let preflight = gateway.send("OPTIONS /pins\nOrigin: http://example.com\nAccess-Control-Request-Method: GET").await;
@@ -215,6 +222,7 @@ async fn the_life_of_a_pin() {
     assert!(unpinned["peer_map"].as_object().unwrap().values().all(|entry| entry["status"] == "unpinned"));
     let empty = gateway.send("GET /pins").await;
     assert_eq!((empty.status, empty.header("Content-Type")), (204, "application/json"));
+    assert_eq!(empty.header("Trailer"), "X-Stream-Error");
     assert_eq!(gateway.send(&format!("POST /pins/{CID}/recover?local=true")).await.status, 404);
     assert_eq!(gateway.send("POST /pins/recover").await.status, 204);
 }
@@ -242,6 +250,8 @@ async fn refusals() {
     }
     let bad = gateway.send_with_body("POST /peers", "{\"peer_id\":\"nope\"}").await;
     assert_eq!((bad.status, bad.body.as_str()), (400, "{\"code\":400,\"message\":\"error decoding peer_id\"}\n"));
+    let array = gateway.send_with_body("POST /peers", "[\"12D3KooW\"]").await;
+    assert_eq!(array.json()["message"], "error decoding request body");
     let rule = gateway.send("POST /pins/bafkqaaa?replication-min=3&replication-max=2").await;
     assert_eq!(
         (rule.status, &rule.json()["message"]),
@@ -350,6 +360,19 @@ async fn grpc_on_the_same_port() {
     assert!(all.message().await.unwrap().is_none());
     let gone = pins.get(api::GetRequest { cid: vec![1, 0x55, 0, 0], consistent: false }).await.unwrap_err();
     assert_eq!((gone.code(), gone.message()), (tonic::Code::NotFound, "pin is not part of the pinset"));
+    let garbage = http::Request::post(format!("http://{}/pinfold.api.v1.Pins/Pin", gateway.address))
+        .header("content-type", "application/grpc")
+        .body(http_body_util::Full::from(&[0, 0, 0, 0, 3, 0x0a, 0x7f, 0x01][..]))
+        .unwrap();
+    let socket = hyper_util::rt::TokioIo::new(TcpStream::connect(&gateway.address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Full<bytes::Bytes>>(
+        hyper_util::rt::TokioExecutor::new(),
+        socket,
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    assert_eq!(sender.send_request(garbage).await.unwrap().headers()["grpc-status"], "3");
     let health = ClusterClient::new(channel).health(api::HealthRequest {}).await.unwrap().into_inner();
     assert!(health.ready, "{health:?}");
     assert_eq!(health.rooms.len(), 4);
