@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call, explain, traced};
+use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, explain, traced};
 use pinfold_common::ids::{peers_from_bytes, peers_to_bytes};
 use pinfold_common::peerset::PeersHandle;
 use pinfold_common::pin::{Pin, PinOptions, PinRequest};
@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 
 use super::AddContext;
 use super::cluster::{Allocation, Cluster};
+use crate::cluster::ask;
 
 /// For the allocation before the first block.
 const ALLOCATE_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ impl Cluster for Services {
         let request =
             AllocateCall { options: Some(options.clone().into()), user_allocations: peers_to_bytes(user_allocations) };
         let mut pins = self.pins();
-        let reply = call("allocate for an add", ALLOCATE_DEADLINE, pins.allocate_for_add(traced(request))).await?;
+        let reply = ask("allocate for an add", ALLOCATE_DEADLINE, pins.allocate_for_add(traced(request))).await?;
         Ok(Allocation {
             peers: peers_from_bytes(&reply.allocations).map_err(|error| error.context("allocate for an add"))?,
             everywhere: reply.everywhere,
@@ -90,7 +91,7 @@ impl Cluster for Services {
         let root = request.cid;
         let request = PinCall { request: Some(request.into()), request_key };
         let mut pins = self.pins();
-        let reply = call("pin the root of an add", PIN_DEADLINE, pins.pin(traced(request))).await?;
+        let reply = ask("pin the root of an add", PIN_DEADLINE, pins.pin(traced(request))).await?;
         match reply.pin {
             Some(pin) => Ok((pin.try_into()?, reply.index)),
             None => Err(Error::internal(format!("pin the root of an add: the answer has no pin for {root}"))),
