@@ -156,15 +156,16 @@ async fn ctl_from_first_steps_to_the_end() {
     let file = folder.path().join("big.bin");
     std::fs::write(&file, content::bytes(3, 5_000_000)).unwrap();
     let host = cluster.peer(2).api.clone();
-    let ctl = |arguments: &[&str]| {
+    let ctl_at = |host: &str, arguments: &[&str]| {
         let mut command = tokio::process::Command::new(TestCluster::ctl());
-        command.args(["--host", &host]).args(arguments);
+        command.args(["--host", host]).args(arguments);
         async move {
             let output = command.output().await.unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
             (output.status.code().unwrap(), text, String::from_utf8_lossy(&output.stderr).into_owned())
         }
     };
+    let ctl = |arguments: &[&str]| ctl_at(&host, arguments);
     let (code, text, errors) = ctl(&["add", "--wait", "-Q", "-n", "big", file.to_str().unwrap()]).await;
     assert_eq!(code, 0, "{text} {errors}");
     let cid = text.trim().to_owned();
@@ -182,7 +183,7 @@ async fn ctl_from_first_steps_to_the_end() {
     assert!(code == 0 && text.matches(": UNPINNED").count() == 3, "{text} {errors}");
     let (code, text, _) = ctl(&["pin", "rm", &cid]).await;
     assert!(code == 2 && text.contains("Code: 404") && text.contains("pin is not part of the pinset"), "{text}");
-    let (code, text, _) = ctl(&["--host", "/ip4/127.0.0.1/tcp/1", "id"]).await;
+    let (code, text, _) = ctl_at("/ip4/127.0.0.1/tcp/1", &["id"]).await;
     assert!(code == 1 && text.contains("Code: 0"), "{text}");
     let (code, _, errors) = ctl(&["add", "/nonexistent"]).await;
     assert!(code == 1 && errors.contains("/nonexistent"), "{errors}");
