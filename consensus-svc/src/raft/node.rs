@@ -40,7 +40,7 @@ const READ_INDEX_DEADLINE: Duration = Duration::from_secs(5);
 /// For one step of a membership change.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// For another node to win the election it was asked to call.
-const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(1);
 /// Who has not answered for so many heartbeats is not asked to.
 const HEIR_SILENCE_HEARTBEATS: u32 = 5;
 /// For the library to end after it was asked to.
