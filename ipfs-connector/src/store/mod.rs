@@ -70,6 +70,7 @@ pub struct Touched {
     pub cid: Vec<u8>,
     pub revision: u64,
     pub todo: Todo,
+    pub status: TrackerStatus,
     pub mode: PinMode,
     pub planned: bool,
 }
@@ -82,17 +83,19 @@ pub struct Swept {
     pub next: Option<Vec<u8>>,
 }
 
-/// The end of a step of work: the item as it shall be, when the row still follows the same order.
+/// The end of a step of work: the item as it shall be, when the row still follows the same order and stands where it
+/// stood.
 #[derive(Clone, Debug)]
 pub struct Settlement {
-    pub revision: u64,
-    pub todo: Todo,
-    pub item: Item,
+    revision: u64,
+    todo: Todo,
+    status: TrackerStatus,
+    item: Item,
 }
 
 impl Settlement {
     pub fn of(before: &Item, item: Item) -> Settlement {
-        Settlement { revision: before.revision, todo: before.todo, item }
+        Settlement { revision: before.revision, todo: before.todo, status: before.status, item }
     }
 }
 

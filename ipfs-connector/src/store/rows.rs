@@ -9,7 +9,7 @@ use pinfold_proto::types::Reason;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
-use super::{Lane, failed};
+use super::{Lane, Settlement, failed};
 use crate::error::{ConnectorError, Result};
 use crate::tracker::operation::{Class, Hold, Item, Ownership, Todo};
 
@@ -45,17 +45,19 @@ const WRITTEN: [&str; 15] = [
     "changed",
     "pin",
 ];
-/// What the end of an attempt may change, after the key.
+/// Where a row must stand for the end of an attempt to count.
+const STANDING: [&str; 4] = ["id", "revision", "status", "todo"];
+/// What the end of an attempt may change.
 const SETTLED: [&str; 10] =
     ["status", "todo", "ownership", "hold", "lane", "next_try", "attempts", "reason", "error", "changed"];
 
 /// Text of the statements with lists, by length.
 pub(super) struct Statements {
     select: [Arc<str>; 3],
-    standing: [Arc<str>; 3],
     upsert: [Arc<str>; 3],
     settle: [Arc<str>; 3],
     delete: [Arc<str>; 3],
+    delete_any: [Arc<str>; 3],
 }
 
 impl Statements {
@@ -64,25 +66,35 @@ impl Statements {
         let tuples = |rows: usize, columns: usize| vec![format!("({})", marks(columns)); rows].join(", ");
         let updates =
             WRITTEN[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
+        let standing = "items.revision = v.revision AND items.status = v.before AND items.todo = v.owed";
         let settled = SETTLED.iter().map(|name| format!("{name} = v.{name}")).collect::<Vec<_>>().join(", ");
         Statements {
             select: LENGTHS.map(|n| format!(select!("WHERE cid IN ({})"), marks(n)).into()),
-            standing: LENGTHS
-                .map(|n| format!("SELECT id, revision, todo, status FROM items WHERE id IN ({})", marks(n)).into()),
             upsert: LENGTHS.map(|n| {
                 let columns = WRITTEN.join(", ");
                 let values = tuples(n, WRITTEN.len());
-                format!("INSERT INTO items ({columns}) VALUES {values} ON CONFLICT (cid) DO UPDATE SET {updates}").into()
+                format!("INSERT INTO items ({columns}) VALUES {values} ON CONFLICT (cid) DO UPDATE SET {updates}")
+                    .into()
             }),
             settle: LENGTHS.map(|n| {
                 let columns = SETTLED.join(", ");
-                let values = tuples(n, SETTLED.len() + 1);
+                let values = tuples(n, STANDING.len() + SETTLED.len());
                 format!(
-                    "WITH v (id, {columns}) AS (VALUES {values}) UPDATE items SET {settled} FROM v WHERE items.id = v.id"
+                    "WITH v (id, revision, before, owed, {columns}) AS (VALUES {values}) \
+                     UPDATE items SET {settled} FROM v WHERE items.id = v.id AND {standing} RETURNING items.id"
                 )
                 .into()
             }),
-            delete: LENGTHS.map(|n| format!("DELETE FROM items WHERE id IN ({})", marks(n)).into()),
+            delete: LENGTHS.map(|n| {
+                let values = tuples(n, STANDING.len());
+                format!(
+                    "WITH v (id, revision, before, owed) AS (VALUES {values}) \
+                     DELETE FROM items WHERE id IN (SELECT items.id FROM v CROSS JOIN items \
+                     WHERE items.id = v.id AND {standing}) RETURNING id"
+                )
+                .into()
+            }),
+            delete_any: LENGTHS.map(|n| format!("DELETE FROM items WHERE id IN ({})", marks(n)).into()),
         }
     }
 }
@@ -119,27 +131,6 @@ pub(super) async fn by_cids(
         }
     }
     Ok(items)
-}
-
-/// Where rows stand: key, revision, what is owed, status.
-pub(super) async fn standing(
-    connection: &mut SqliteConnection,
-    statements: &Statements,
-    ids: &[i64],
-) -> Result<Vec<(i64, u64, Todo, TrackerStatus)>> {
-    let mut found = Vec::with_capacity(ids.len());
-    for (index, piece) in pieces(ids) {
-        let mut query = sqlx::query(sql(&statements.standing[index]));
-        for id in piece {
-            query = query.bind(*id);
-        }
-        let rows = query.fetch_all(&mut *connection).await.map_err(failed("read rows"))?;
-        for row in &rows {
-            let todo = Todo::from_number(row.get(2)).ok_or_else(|| bad_row("todo"))?;
-            found.push((row.get(0), revision(row.get(1)), todo, status(row.get(3))));
-        }
-    }
-    Ok(found)
 }
 
 pub(super) async fn page(
@@ -260,13 +251,22 @@ pub(super) async fn upsert(connection: &mut SqliteConnection, statements: &State
     Ok(())
 }
 
-/// Writes what an attempt may change. The rows are known to follow the same order still.
-pub(super) async fn settle(connection: &mut SqliteConnection, statements: &Statements, items: &[&Item]) -> Result<()> {
-    for (index, piece) in pieces(items) {
-        let mut query = sqlx::query(sql(&statements.settle[index]));
-        for item in piece {
+/// Writes what an attempt may change, where the row stands as the settlement says. Gives the rows it wrote.
+pub(super) async fn settle(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    settlements: &[&Settlement],
+) -> Result<Vec<i64>> {
+    let mut settled = Vec::with_capacity(settlements.len());
+    for (index, piece) in pieces(settlements) {
+        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.settle[index]));
+        for settlement in piece {
+            let item = &settlement.item;
             query = query
                 .bind(item.id)
+                .bind(settlement.revision as i64)
+                .bind(i64::from(settlement.status.bit()))
+                .bind(settlement.todo.number())
                 .bind(i64::from(item.status.bit()))
                 .bind(item.todo.number())
                 .bind(item.ownership.number())
@@ -278,14 +278,35 @@ pub(super) async fn settle(connection: &mut SqliteConnection, statements: &State
                 .bind(item.error.as_str())
                 .bind(item.changed_ms);
         }
-        query.execute(&mut *connection).await.map_err(failed("settle rows"))?;
+        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("settle rows"))?);
     }
-    Ok(())
+    Ok(settled)
+}
+
+/// Deletes rows that stand as the settlements say. Gives those it deleted.
+pub(super) async fn settle_away(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    settlements: &[&Settlement],
+) -> Result<Vec<i64>> {
+    let mut settled = Vec::with_capacity(settlements.len());
+    for (index, piece) in pieces(settlements) {
+        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.delete[index]));
+        for settlement in piece {
+            query = query
+                .bind(settlement.item.id)
+                .bind(settlement.revision as i64)
+                .bind(i64::from(settlement.status.bit()))
+                .bind(settlement.todo.number());
+        }
+        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("delete rows"))?);
+    }
+    Ok(settled)
 }
 
 pub(super) async fn delete(connection: &mut SqliteConnection, statements: &Statements, ids: &[i64]) -> Result<()> {
     for (index, piece) in pieces(ids) {
-        let mut query = sqlx::query(sql(&statements.delete[index]));
+        let mut query = sqlx::query(sql(&statements.delete_any[index]));
         for id in piece {
             query = query.bind(*id);
         }

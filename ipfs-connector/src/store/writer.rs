@@ -5,12 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::consensus::Cursor;
 use prost::Message as _;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::rows::{self, Statements};
 use super::{
@@ -22,6 +24,9 @@ use crate::tracker::operation::{self, Item, Rules};
 
 /// Commands in one transaction.
 const GROUP_COMMANDS: usize = 512;
+/// Between the beginnings of two transactions while there is always something to write: what comes within it shares
+/// one. An idle writer writes at once.
+const PACE: Duration = Duration::from_millis(5);
 
 pub(super) struct Writer {
     connection: SqliteConnection,
@@ -88,7 +93,17 @@ impl Writer {
     /// Ends when nobody can send a command any more.
     pub async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut group = Vec::with_capacity(GROUP_COMMANDS);
+        let mut next = Instant::now();
         while queue.recv_many(&mut group, GROUP_COMMANDS).await > 0 {
+            if next > Instant::now() {
+                tokio::time::sleep_until(next).await;
+                while group.len() < GROUP_COMMANDS
+                    && let Ok(more) = queue.try_recv()
+                {
+                    group.push(more);
+                }
+            }
+            next = Instant::now() + PACE;
             let mut answers = Vec::new();
             let written = self.write(std::mem::take(&mut group), &mut answers).await;
             let effects = std::mem::take(&mut self.effects);
@@ -122,16 +137,22 @@ impl Writer {
     }
 
     async fn write(&mut self, group: Vec<Command>, answers: &mut Vec<Answer>) -> Result<()> {
-        let mut written = self.run_sql("BEGIN IMMEDIATE", "begin").await;
-        for step in steps(group) {
+        let steps = steps(group);
+        // Settlements are one statement, or several that need not be one: each row stands for itself.
+        let whole = !steps.iter().all(|step| matches!(step, Step::Settle { .. }));
+        let mut written = if whole { self.run_sql("BEGIN IMMEDIATE", "begin").await } else { Ok(()) };
+        for step in steps {
             // Every command has an answer, also those that come after a failure.
             written = self.step(step, written, answers).await;
         }
         match written {
-            Ok(()) => self.run_sql("COMMIT", "commit").await,
+            Ok(()) if whole => self.run_sql("COMMIT", "commit").await,
+            Ok(()) => Ok(()),
             Err(error) => {
-                // SQLite may have rolled back by itself; then this one fails, and that is as good.
-                let _ = self.run_sql("ROLLBACK", "roll back").await;
+                if whole {
+                    // SQLite may have rolled back by itself; then this one fails, and that is as good.
+                    let _ = self.run_sql("ROLLBACK", "roll back").await;
+                }
                 Err(error)
             }
         }
@@ -296,6 +317,7 @@ impl Writer {
                     cid: item.cid.clone(),
                     revision: item.revision,
                     todo: item.todo,
+                    status: item.status,
                     mode: item.mode,
                     planned: item.next_try_ms.is_some(),
                 });
@@ -307,32 +329,15 @@ impl Writer {
     }
 
     async fn settle(&mut self, settlements: &[Settlement]) -> Result<Vec<bool>> {
-        let ids: Vec<i64> = settlements.iter().map(|settlement| settlement.item.id).collect();
-        let standing: HashMap<i64, _> = rows::standing(&mut self.connection, &self.statements, &ids)
-            .await?
-            .into_iter()
-            .map(|(id, revision, todo, status)| (id, (revision, todo, status)))
-            .collect();
-        let mut updates = Vec::new();
-        let mut deletes = Vec::new();
-        let mut done = Vec::with_capacity(settlements.len());
-        for Settlement { revision, todo, item } in settlements {
-            let status = standing
-                .get(&item.id)
-                .filter(|(now, owed, _)| now == revision && owed == todo)
-                .map(|(_, _, status)| *status);
-            done.push(status.is_some());
-            let Some(status) = status else { continue };
-            if operation::is_over(item) {
-                self.effects.moved(Some(status), None);
-                deletes.push(item.id);
-            } else {
-                self.effects.moved(Some(status), Some(item.status));
-                updates.push(item);
-            }
+        let (deletes, updates): (Vec<&Settlement>, Vec<&Settlement>) =
+            settlements.iter().partition(|settlement| operation::is_over(&settlement.item));
+        let mut written: HashSet<i64> =
+            rows::settle(&mut self.connection, &self.statements, &updates).await?.into_iter().collect();
+        written.extend(rows::settle_away(&mut self.connection, &self.statements, &deletes).await?);
+        let done = settlements.iter().map(|settlement| written.contains(&settlement.item.id)).collect();
+        for Settlement { status, item, .. } in settlements.iter().filter(|of| written.contains(&of.item.id)) {
+            self.effects.moved(Some(*status), (!operation::is_over(item)).then_some(item.status));
         }
-        rows::settle(&mut self.connection, &self.statements, &updates).await?;
-        rows::delete(&mut self.connection, &self.statements, &deletes).await?;
         Ok(done)
     }
 }

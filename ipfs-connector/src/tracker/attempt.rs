@@ -62,8 +62,9 @@ pub(super) async fn run(
 /// The item stays in hand until its row says what became of it; otherwise a feeder would take it again.
 async fn write_back(shared: &Shared, mut item: Item, outcome: Outcome) {
     report(&item, &outcome);
-    if let Some(revision) = shared.board.revision(&item.cid) {
+    if let Some((revision, status)) = shared.board.standing(&item.cid) {
         item.revision = revision;
+        item.status = status;
     }
     let after = operation::after(&item, outcome, &shared.store.rules(), rand::random());
     let cid = item.cid.clone();

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pinfold_common::status::TrackerStatus;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -169,9 +170,10 @@ impl Board {
         }
     }
 
-    /// The revision that the work follows by now: a newer order for the same work does not start it again (beh:B11.2).
-    pub fn revision(&self, cid: &[u8]) -> Option<u64> {
-        self.state.lock().leases.get(cid).map(|lease| lease.item.revision)
+    /// Where the row of the work stands by now, its revision and its status: a newer order for the same work does not
+    /// start it again (beh:B11.2).
+    pub fn standing(&self, cid: &[u8]) -> Option<(u64, TrackerStatus)> {
+        self.state.lock().leases.get(cid).map(|lease| (lease.item.revision, lease.item.status))
     }
 
     /// Out of hand: the end is in the table, or the table has something newer.
@@ -218,7 +220,10 @@ impl Board {
             let same_work =
                 row.planned && row.todo == lease.item.todo && (row.todo != Todo::Pin || row.mode == lease.item.mode);
             match lease.phase {
-                Phase::Running if same_work => lease.item.revision = row.revision,
+                Phase::Running if same_work => {
+                    lease.item.revision = row.revision;
+                    lease.item.status = row.status;
+                }
                 Phase::Running => lease.cancel.cancel(),
                 Phase::Preparing | Phase::Ready => {
                     state.leases.remove(&row.cid);

@@ -25,7 +25,8 @@ fn item(cid: &[u8], revision: u64) -> Item {
 }
 
 fn touched(cid: &[u8], revision: u64, todo: Todo) -> Touched {
-    Touched { cid: cid.to_vec(), revision, todo, mode: PinMode::Recursive, planned: true }
+    let status = TrackerStatus::PinQueued;
+    Touched { cid: cid.to_vec(), revision, todo, status, mode: PinMode::Recursive, planned: true }
 }
 
 fn run(board: &Board, item: Item) -> CancellationToken {
@@ -55,7 +56,7 @@ fn newer_orders() {
     let cancel = run(&board, item(b"a", 1));
     board.changed(&[touched(b"a", 2, Todo::Pin)]);
     assert!(!cancel.is_cancelled());
-    assert_eq!(board.revision(b"a"), Some(2));
+    assert_eq!(board.standing(b"a"), Some((2, TrackerStatus::PinQueued)));
     board.changed(&[touched(b"a", 3, Todo::Unpin)]);
     assert!(cancel.is_cancelled());
 }
