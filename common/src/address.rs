@@ -52,10 +52,14 @@ pub fn multiaddr_of(host_port: &str) -> Result<Multiaddr> {
     Ok(Multiaddr::empty().with(Protocol::Dns(host.into())).with(Protocol::Tcp(port)))
 }
 
-/// A multiaddress from text. `/ipfs/<peer ID>`, the old spelling of `/p2p/<peer ID>`, is taken too.
+/// A multiaddress from text. `/ipfs/<peer ID>`, the old spelling of `/p2p/<peer ID>`, is taken too. The rest behind
+/// `/unix/` is one path, as in Go; the library would take only its first part.
 pub fn parse_multiaddr(text: &str) -> Result<Multiaddr> {
     if text.len() > MAX_MULTIADDRESS_TEXT_BYTES {
         return Err(Error::invalid(format!("multiaddress: longer than {MAX_MULTIADDRESS_TEXT_BYTES} characters")));
+    }
+    if let Some(path) = text.strip_prefix("/unix/").filter(|path| !path.is_empty()) {
+        return Ok(Multiaddr::empty().with(Protocol::Unix(path.into())));
     }
     text.parse().map_err(|error| Error::invalid(format!("{:?} is not a multiaddress: {error}", shorten(text))))
 }
@@ -65,6 +69,14 @@ mod tests {
     use super::*;
 
     const PEER: &str = "12D3KooWR6QWBXs5eLoors348Mv6ky8GgupjGV6X8XbbE6hLRoP6";
+
+    /// Goal: a path of several parts is one socket, and is written as it was read.
+    #[test]
+    fn unix_sockets() {
+        let address = parse_multiaddr("/unix/run/kubo/api.sock").unwrap();
+        assert_eq!(address.iter().next(), Some(Protocol::Unix("run/kubo/api.sock".into())));
+        assert_eq!(address.to_string(), "/unix/run/kubo/api.sock");
+    }
 
     /// Goal: each kind of host becomes what a socket takes, and comes back.
     #[test]

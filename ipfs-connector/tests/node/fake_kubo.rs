@@ -131,7 +131,7 @@ fn quick(api: &str) -> KuboNode {
         pin_timeout: Duration::from_millis(800),
         unpin_timeout: Duration::from_millis(800),
         gc_timeout: Duration::from_millis(800),
-        ..KuboConfig::new(api.parse().unwrap())
+        ..KuboConfig::new(pinfold_common::address::parse_multiaddr(api).unwrap())
     };
     KuboNode::new(config).unwrap()
 }

@@ -46,12 +46,14 @@ pub fn parse_api(address: &Multiaddr) -> Result<Api> {
 
 #[cfg(test)]
 mod tests {
+    use pinfold_common::address::parse_multiaddr;
+
     use super::*;
 
     /// Goal: what the original takes for `node_multiaddress` leads somewhere, the rest is refused by name.
     #[test]
     fn addresses() {
-        let api = |text: &str| parse_api(&text.parse().unwrap());
+        let api = |text: &str| parse_api(&parse_multiaddr(text).unwrap());
         assert_eq!(api("/ip4/127.0.0.1/tcp/5001"), Ok(Api::Tcp("http://127.0.0.1:5001".into())));
         assert_eq!(api("/ip6/::1/tcp/5001"), Ok(Api::Tcp("http://[::1]:5001".into())));
         assert_eq!(api("/dns4/kubo/tcp/5001/https"), Ok(Api::Tcp("https://kubo:5001".into())));
