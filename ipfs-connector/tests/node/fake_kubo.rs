@@ -308,7 +308,8 @@ async fn texts_and_idempotence() {
     assert_eq!(node.pin_state(&cid).await.unwrap(), PinState::Recursive);
     let events: Vec<_> = node.pin_add(PinAdd::new(cid, PinMode::Recursive)).collect().await;
     assert_eq!(events.len(), 1, "pin/add would have failed: {events:?}");
-    let error = pin(&node, cid, PinMode::Direct).await.unwrap_err();
+    let recursively = br#"{"Message":"pin: bafk already pinned recursively","Code":0,"Type":"error"}"#;
+    let error = pin_with(Answer::new(500).body(recursively)).await.unwrap_err();
     assert!(matches!(error, NodeError::Refused(_)));
 }
 

@@ -164,3 +164,38 @@ async fn sweep(inner: &Inner, mut live: KeySet, events: &Events) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use multihash_codetable::{Code, MultihashDigest as _};
+    use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
+
+    use super::*;
+    use crate::node::embedded::{EmbeddedConfig, EmbeddedNode};
+    use crate::node::verify::codec;
+    use crate::node::{Block, IpfsNode, PinAdd};
+
+    /// Goal: what there is of a pin that was never finished is kept, and goes when nobody tried for a week.
+    #[tokio::test]
+    async fn partial_pins_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig { hold: Duration::ZERO, ..EmbeddedConfig::new(folder.path()) };
+        let node = EmbeddedNode::open(config, Vec::new()).await.unwrap();
+        let missing = Cid::new_v1(codec::RAW, Code::Sha2_256.digest(b"missing"));
+        let data = serde_ipld_dagcbor::to_vec(&ipld_core::ipld!([missing])).unwrap();
+        let cid = Cid::new_v1(codec::DAG_CBOR, Code::Sha2_256.digest(&data));
+        let block = Block { cid, data: data.into() };
+        node.put_blocks(futures::stream::iter([Ok(block)]).boxed()).await.unwrap();
+        let events: Vec<_> = node.pin_add(PinAdd::new(cid, PinMode::Recursive)).collect().await;
+        assert!(matches!(events.last(), Some(Err(NodeError::NoProviders(_)))), "{events:?}");
+        assert_eq!(node.gc().collect::<Vec<_>>().await, []);
+
+        let mut direct = SqliteConnectOptions::new().filename(folder.path().join("index.db")).connect().await.unwrap();
+        let week_ago = now() - i64::try_from(PARTIAL_KEPT.as_secs()).unwrap() - 1;
+        sqlx::query("UPDATE pins SET touched_at = ?").bind(week_ago).execute(&mut direct).await.unwrap();
+        let removed: Vec<_> = node.gc().map(|event| event.unwrap()).collect().await;
+        assert!(matches!(removed.as_slice(), [GcEvent::Removed(gone)] if gone.hash() == cid.hash()), "{removed:?}");
+        assert_eq!(node.0.store.index().pin(&cid).await.unwrap(), None);
+    }
+}

@@ -46,7 +46,7 @@ use store::Store;
 /// Blocks fetched at the same time for one pin.
 pub const DEFAULT_FETCH_PARALLEL: usize = 32;
 /// Blocks of one upload that are on their way to disk at the same time.
-const PARALLEL_PUTS: usize = 64;
+const PARALLEL_PUTS: usize = 256;
 /// Rows of a listing read at once.
 const PINS_AT_ONCE: u32 = 1000;
 /// Without a limit given: so much of what is free at the start, in percent.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::files::{Files, Written};
@@ -26,10 +26,11 @@ use pinfold_common::Cid;
 use crate::node::verify::Verified;
 use crate::node::{NodeError, Result};
 
-/// Blocks written with one flush of the folders and one transaction. At `MAX_BLOCK_BYTES` each, this and the queue are
-/// at most 128 MiB; at the usual 256 KiB, 16 MiB.
-const BATCH_BLOCKS: usize = 32;
-const QUEUED_BLOCKS: usize = 32;
+/// Blocks written with one flush of the folders and one transaction.
+const BATCH_BLOCKS: usize = 256;
+const QUEUED_BLOCKS: usize = 256;
+/// Bytes of all blocks that are queued or being written; then their callers wait.
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// Files of a batch that are written and flushed side by side.
 const PARALLEL_WRITES: usize = 8;
 /// Most blocks that a GC remembers as touched while it runs (64 MB); beyond it the GC gives up, nothing else does.
@@ -38,6 +39,7 @@ const MAX_TOUCHED: usize = 2_000_000;
 pub struct Store {
     shared: Arc<Shared>,
     incoming: mpsc::Sender<Incoming>,
+    room: Arc<Semaphore>,
 }
 
 struct Shared {
@@ -59,6 +61,8 @@ struct Incoming {
     block: Verified,
     held_until: i64,
     answer: oneshot::Sender<Result<()>>,
+    /// Its share of `QUEUED_BYTES`.
+    room: OwnedSemaphorePermit,
 }
 
 impl Store {
@@ -74,7 +78,7 @@ impl Store {
         });
         let (incoming, queue) = mpsc::channel(QUEUED_BLOCKS);
         tokio::spawn(write_batches(shared.clone(), queue));
-        Ok(Store { shared, incoming })
+        Ok(Store { shared, incoming, room: Arc::new(Semaphore::new(QUEUED_BYTES)) })
     }
 
     pub fn index(&self) -> &Index {
@@ -92,8 +96,10 @@ impl Store {
             seconds => now().saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX)),
         };
         let closed = || NodeError::Down("embedded node: its block store is closed".into());
+        let bytes = u32::try_from(block.data().len()).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
-        self.incoming.send(Incoming { block, held_until, answer }).await.map_err(|_| closed())?;
+        self.incoming.send(Incoming { block, held_until, answer, room }).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())?
     }
 
@@ -317,6 +323,8 @@ struct Plan {
     seen: HashSet<Key>,
     rows: Vec<BlockRow>,
     answers: Vec<oneshot::Sender<Result<()>>>,
+    /// Given back when all is stored.
+    room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Plan {
@@ -337,6 +345,7 @@ impl Plan {
         self.seen.insert(key);
         self.rows.push(row);
         self.answers.push(incoming.answer);
+        self.room.push(incoming.room);
     }
 }
 

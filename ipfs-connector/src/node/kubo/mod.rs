@@ -255,28 +255,31 @@ impl IpfsNode for KuboNode {
 
 /// Two calls, because `type=all` makes Kubo walk every recursive pin for indirect ones.
 async fn pin_state(shared: &Shared, cid: &Cid) -> Result<PinState> {
-    for (mode, state) in [(PinMode::Recursive, PinState::Recursive), (PinMode::Direct, PinState::Direct)] {
-        let call = Call::new("pin/ls").option("stream", true).arg(cid).option("type", mode.name());
-        let asked = timeout(shared.config.request_timeout, async {
-            let mut lines = shared.rpc.open(call).await?;
-            let mut found = false;
-            while let Some(line) = lines.next::<PinLine>().await? {
-                found |= line.kind == mode.name() && parse_cid(&line.cid).is_ok_and(|pinned| pinned == *cid);
-            }
-            Ok(found)
-        });
-        match asked.await {
-            Ok(Ok(true)) => return Ok(state),
-            Ok(Ok(false)) => {}
-            Ok(Err(error)) if classify::is_not_pinned(&error) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                let patience = shared.config.request_timeout;
-                return Err(NodeError::Timeout(format!("ipfs node: pin/ls {cid}: no answer within {patience:?}")));
-            }
+    if is_pinned(shared, cid, PinMode::Recursive).await? {
+        return Ok(PinState::Recursive);
+    }
+    Ok(if is_pinned(shared, cid, PinMode::Direct).await? { PinState::Direct } else { PinState::NotPinned })
+}
+
+/// A pin of the other mode counts as none (beh:B13.14).
+async fn is_pinned(shared: &Shared, cid: &Cid, mode: PinMode) -> Result<bool> {
+    let call = Call::new("pin/ls").option("stream", true).arg(cid).option("type", mode.name());
+    let asked = timeout(shared.config.request_timeout, async {
+        let mut lines = shared.rpc.open(call).await?;
+        let mut found = false;
+        while let Some(line) = lines.next::<PinLine>().await? {
+            found |= line.kind == mode.name() && parse_cid(&line.cid).is_ok_and(|pinned| pinned == *cid);
+        }
+        Ok(found)
+    });
+    match asked.await {
+        Ok(Err(error)) if classify::is_not_pinned(&error) => Ok(false),
+        Ok(answer) => answer,
+        Err(_) => {
+            let patience = shared.config.request_timeout;
+            Err(NodeError::Timeout(format!("ipfs node: pin/ls {cid}: no answer within {patience:?}")))
         }
     }
-    Ok(PinState::NotPinned)
 }
 
 async fn list(shared: &Shared, mode: PinMode, pins: mpsc::Sender<Result<(Cid, PinMode)>>) -> Result<()> {

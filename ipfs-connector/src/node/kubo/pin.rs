@@ -14,8 +14,8 @@ use pinfold_common::ids::parse_cid;
 use pinfold_common::pin::PinMode;
 
 use super::rpc::{Call, Rpc};
-use super::{Shared, pin_state};
-use crate::node::{MAX_ORIGINS_DIALED, NodeError, PinAdd, PinEvent, PinProgress, PinState, Result};
+use super::{Shared, is_pinned};
+use crate::node::{MAX_ORIGINS_DIALED, NodeError, PinAdd, PinEvent, PinProgress, Result};
 
 /// For the look, after a pin without any sign of life, whether it was the node or the content that did not come.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -37,20 +37,17 @@ struct UpdateAnswer {
     pins: Vec<String>,
 }
 
-/// Pins; progress and the end go to `events`.
+/// Pins; progress and the end go to `events`. Only the mode that is wanted is looked for first: Kubo makes a direct pin
+/// recursive by itself, and refuses the opposite by itself.
 pub async fn add(shared: &Shared, request: PinAdd, events: mpsc::Sender<Result<PinEvent>>) -> Result<()> {
-    let done = match pin_state(shared, &request.cid).await? {
-        state if state.is(request.mode) => PinProgress::default(),
-        PinState::Recursive => {
-            return Err(NodeError::Refused(format!("pin {}: already pinned recursively, not direct", request.cid)));
-        }
-        PinState::NotPinned | PinState::Direct => {
-            let _dialing = dial_origins(shared, &request.origins);
-            if update(shared, &request).await? {
-                PinProgress::default()
-            } else {
-                fetch_and_pin(shared, &request, &events).await?
-            }
+    let done = if is_pinned(shared, &request.cid, request.mode).await? {
+        PinProgress::default()
+    } else {
+        let _dialing = dial_origins(shared, &request.origins);
+        if update(shared, &request).await? {
+            PinProgress::default()
+        } else {
+            fetch_and_pin(shared, &request, &events).await?
         }
     };
     // Nobody listens any more: the pin is there all the same, and the next look finds it.
@@ -98,7 +95,7 @@ async fn update(shared: &Shared, request: &PinAdd) -> Result<bool> {
     else {
         return Ok(false);
     };
-    if pin_state(shared, &from).await? != PinState::Recursive {
+    if !is_pinned(shared, &from, PinMode::Recursive).await? {
         return Ok(false);
     }
     let call = Call::new("pin/update").arg(from).arg(request.cid).option("unpin", false);

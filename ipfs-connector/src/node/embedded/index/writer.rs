@@ -146,7 +146,7 @@ async fn apply_one(
             later(pending, answer, outcome)
         }
         Change::PinDone(cid, mode, answer) => {
-            let outcome = sqlx::query("UPDATE pins SET mode = ?, pinning = 0, touched_at = ? WHERE cid = ?")
+            let outcome = sqlx::query("UPDATE pins SET mode = max(mode, ?), pinning = 0, touched_at = ? WHERE cid = ?")
                 .bind(number_of(mode))
                 .bind(now())
                 .bind(cid.to_bytes())
