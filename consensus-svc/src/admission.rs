@@ -245,7 +245,7 @@ mod tests {
     /// other clusters.
     #[test]
     fn founders_agree() {
-        let mut identities = vec![Identity::generate(), Identity::generate()];
+        let mut identities = [Identity::generate(), Identity::generate()];
         identities.sort_by_key(|identity| identity.peer_id);
         let (low, high) = (&identities[0], &identities[1]);
         let address = format!("/ip4/127.0.0.1/tcp/7000/p2p/{}", high.peer_id);

@@ -233,8 +233,8 @@ async fn serve_member(
     ended
 }
 
-/// How this peer learns that it was removed: by the log, by a member that it asks, or by another node's Raft. Never
-/// resolves otherwise.
+/// How this peer learns that it was removed: by the log, by a member that it asks, or by another node's Raft; whichever
+/// comes first, it goes on voting until it is not needed any more. Never resolves otherwise.
 async fn removal(core: Arc<Core>, end: Shutdown) -> String {
     let mut told = core.raft.removed();
     let told = async {
@@ -249,11 +249,14 @@ async fn removal(core: Arc<Core>, end: Shutdown) -> String {
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        reason = membership::removed(core.clone()) => reason,
+    let reason = tokio::select! {
+        reason = membership::removed(&core) => reason,
         reason = asked => reason,
         reason = told => reason,
-    }
+    };
+    tracing::warn!(reason, "this peer was removed from its cluster");
+    membership::linger(&core).await;
+    reason
 }
 
 async fn finish<const N: usize>(server: JoinHandle<pinfold_common::Result<()>>, tasks: [JoinHandle<()>; N]) {

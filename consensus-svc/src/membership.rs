@@ -16,7 +16,6 @@ use pinfold_proto::consensus::{JoinCall, JoinReply, RemovePeerCall};
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::types::peer::State;
 use pinfold_proto::{WIRE_VERSION, storage, types};
-use tokio::time::Instant;
 
 use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader, other_members};
@@ -152,7 +151,7 @@ async fn propose(core: &Core, term: u64, kind: Kind) -> Result<Outcome> {
 /// The row a command about a peer left, or its refusal as an error.
 fn refused(outcome: Outcome) -> Result<Option<types::Peer>> {
     match outcome {
-        Outcome::Peer(row) => Ok(Some(row)),
+        Outcome::Peer(row) => Ok(Some(*row)),
         Outcome::Done | Outcome::Items(_) => Ok(None),
         Outcome::Refused(refusal) => Err(match refusal {
             Refusal::NotAMember => Error::not_found("that peer is not a member of this cluster"),
@@ -417,18 +416,22 @@ pub fn join_call(config: &crate::config::Config, cluster_id: Vec<u8>, node_id: u
     }
 }
 
-/// Resolves when the log says that this node is removed and it is not needed any more.
-pub async fn removed(core: Arc<Core>) -> String {
+/// Resolves when the log says that this node is removed.
+pub async fn removed(core: &Core) -> String {
     let mut facts = core.state.watch_facts();
     let node_id = core.node_id;
     if facts.wait_for(|facts| facts.peers.is_removed(node_id)).await.is_err() {
         return std::future::pending().await;
     }
-    tracing::warn!("this peer was removed from its cluster");
-    let mut status = core.raft.status();
-    let deadline = Instant::now() + LINGER;
-    let _ = tokio::time::timeout_at(deadline, status.wait_for(|status| !status.is_member(node_id))).await;
     "its removal was applied".to_owned()
+}
+
+/// Waits until this node is out of Raft's configuration: of two voters, the one that stays needs the other's vote to
+/// take it out.
+pub async fn linger(core: &Core) {
+    let mut status = core.raft.status();
+    let node_id = core.node_id;
+    let _ = tokio::time::timeout(LINGER, status.wait_for(|status| !status.is_member(node_id))).await;
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub enum Outcome {
     /// In the order of the command's items. `Replace`: the old entry's, then the new one's.
     Items(Vec<ItemOutcome>),
     /// The peer's row as the command left it.
-    Peer(types::Peer),
+    Peer(Box<types::Peer>),
     Done,
     Refused(Refusal),
 }
@@ -107,7 +107,7 @@ impl Outcome {
             Outcome::Items(items) => StoredKind::Items(storage::ItemOutcomes {
                 items: items.iter().map(|item| item.to_stored(&[])).collect(),
             }),
-            Outcome::Peer(peer) => StoredKind::Peer(peer.clone()),
+            Outcome::Peer(peer) => StoredKind::Peer(peer.as_ref().clone()),
             Outcome::Done => StoredKind::Done(true),
             Outcome::Refused(refusal) => StoredKind::Refused(refusal.stored() as i32),
         };
@@ -120,7 +120,7 @@ impl Outcome {
             StoredKind::Items(items) => {
                 items.items.iter().map(ItemOutcome::from_stored).collect::<Option<_>>().map(Outcome::Items)
             }
-            StoredKind::Peer(peer) => Some(Outcome::Peer(peer.clone())),
+            StoredKind::Peer(peer) => Some(Outcome::Peer(Box::new(peer.clone()))),
             StoredKind::Done(_) => Some(Outcome::Done),
             StoredKind::Refused(refusal) => {
                 storage::Refusal::try_from(*refusal).ok().and_then(Refusal::from_stored).map(Outcome::Refused)

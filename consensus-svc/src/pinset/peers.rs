@@ -103,7 +103,7 @@ pub(super) fn join(view: &mut View, index: u64, join: &storage::PeerJoin) -> Res
     row.version = told.version.clone();
     row.wire_version = told.wire_version.clone();
     write(view, index, row.clone());
-    Ok(Outcome::Peer(row))
+    Ok(Outcome::Peer(Box::new(row)))
 }
 
 /// Changes the state of a member's row.
@@ -114,7 +114,7 @@ fn turn(view: &mut View, index: u64, peer_id: &[u8], node_id: u64, change: impl 
     };
     change(&mut row);
     write(view, index, row.clone());
-    Outcome::Peer(row)
+    Outcome::Peer(Box::new(row))
 }
 
 pub(super) fn away(view: &mut View, index: u64, away: &storage::PeerAway) -> Outcome {

@@ -371,7 +371,7 @@ fn outcomes_are_stored_whole() {
             ItemOutcome::Stale(Stale::Moved),
             ItemOutcome::Stale(Stale::Peer),
         ]),
-        Outcome::Peer(founder(1)),
+        Outcome::Peer(Box::new(founder(1))),
         Outcome::Done,
         Outcome::Refused(Refusal::LastPeer),
     ] {
