@@ -57,7 +57,10 @@ async fn everywhere_with(ipfs: Ipfs) -> TestCluster {
 
 async fn send(cluster: &TestCluster, index: usize, request: &Request) -> Reply {
     let line = format!("{} {}", request.method, request.target);
-    request.send(&cluster.peer(index).api).await.unwrap_or_else(|error| panic!("{line}: {error}"))
+    let reply = request.send(&cluster.peer(index).api).await.unwrap_or_else(|error| panic!("{line}: {error}"));
+    // There are none of these anywhere in this API (rest-api.md 2).
+    assert!(![201, 202, 403, 409, 429].contains(&reply.status), "{line}: {} {}", reply.status, reply.text());
+    reply
 }
 
 /// `"GET /id"` at the first peer.

@@ -1,5 +1,6 @@
 //! rest-api.md 11: what surprises everybody who meets this API for the first time, each held by a group of assertions.
 
+use ctl::local::cluster::Ipfs;
 use pinfold_common::Cid;
 use pinfold_common::json::{GlobalPinInfoJson, PinJson};
 use pinfold_common::tls::Room;
@@ -9,7 +10,7 @@ use pinfold_tests::raw::{Part, Reply, Request};
 use serde_json::{Value, json};
 
 use super::sample::documents;
-use super::{ask, everywhere, send};
+use super::{ask, everywhere, everywhere_with, send};
 
 const UNSET: &str = "0001-01-01T00:00:00Z";
 
@@ -160,6 +161,51 @@ async fn local_filter_and_cids() {
     for filter in ["error", "queued", "unpin_error", "error,queued", "pinning"] {
         assert_eq!(ask(&cluster, &format!("GET /pins?filter={filter}")).await.status, 204, "{filter}");
     }
+}
+
+/// Goal: the other half of checklist 6: an unpin that has not come through belongs to nothing in the pinset any more,
+/// and is shown to those who ask for operations only.
+#[tokio::test(flavor = "multi_thread")]
+async fn unpins_that_wait() {
+    if !pinfold_tests::kubo::is_here("unpins_that_wait") {
+        return;
+    }
+    let cluster = everywhere_with(Ipfs::StartKubo).await;
+    let cid = content::identity_cid("not gone yet");
+    let stays = content::identity_cid("stays");
+    pin(&cluster, &cid, "").await;
+    pin(&cluster, &stays, "").await;
+    pinned(&cluster, &cid).await;
+    pinned(&cluster, &stays).await;
+    cluster.cluster.kubos[0].kill_and_hold().await;
+    assert_eq!(ask(&cluster, &format!("DELETE /pins/{cid}")).await.status, 200);
+    let own = cluster.peer(0).peer_id.to_string();
+    eventually("only the first peer still has to unpin it", || async {
+        let status = ask(&cluster, &format!("GET /pins/{cid}")).await.json();
+        let waits = status["peer_map"][&own]["status"].as_str()?.starts_with("unpin_");
+        let others = status["peer_map"].as_object()?.iter().filter(|(peer, _)| **peer != own);
+        (waits && others.into_iter().all(|(_, peer)| peer["status"] == "unpinned")).then_some(())
+    })
+    .await;
+    let shows = async |query: &str| {
+        let reply = ask(&cluster, &format!("GET /pins{query}")).await;
+        documents(&reply).iter().any(|document| document["cid"] == cid.to_string().as_str())
+    };
+    for query in
+        ["", "?filter=", "?filter=error,queued,pinned", "?filter=unpin_queued,unpin_error,remote", "?filter=pinned"]
+    {
+        assert!(!shows(query).await, "GET /pins{query} shows what is in the pinset no more");
+    }
+    for query in ["?filter=error,queued", "?filter=unpin_queued,unpin_error,unpinning"] {
+        assert!(shows(query).await, "GET /pins{query} hides an unpin that waits");
+    }
+    cluster.cluster.kubos[0].resume().await;
+    eventually("unpinned everywhere", || async {
+        let reply = ask(&cluster, "GET /pins?filter=error,queued,unpinning").await;
+        (reply.status == 204).then_some(())
+    })
+    .await;
+    assert_eq!(documents(&ask(&cluster, "GET /allocations").await).len(), 1);
 }
 
 /// Goal: checklist 7, 9 and 10: modes, options that do not parse, and pins made from other pins.
