@@ -21,6 +21,8 @@ const STALL_DEADLINE: Duration = Duration::from_secs(120);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// More files than this are not one upload (`attack:MP1`).
 const MAX_PARTS: u64 = 1_000_000;
+/// As RFC 2046 has it.
+const MAX_BOUNDARY_BYTES: usize = 70;
 const MAX_NAME_BYTES: usize = 4096;
 const MAX_NAME_SEGMENTS: usize = 256;
 const MAX_TARGET_BYTES: usize = 4096;
@@ -38,8 +40,14 @@ pub fn boundary(headers: &HeaderMap) -> Result<String> {
         return Err(refused());
     }
     // The library knows only the first of the two names; the format is the same.
-    multer::parse_boundary(format!("multipart/form-data{rest}"))
-        .map_err(|_| Error::invalid("no multipart boundary param in Content-Type"))
+    let boundary = multer::parse_boundary(format!("multipart/form-data{rest}")).unwrap_or_default();
+    if boundary.is_empty() {
+        return Err(Error::invalid("no multipart boundary param in Content-Type"));
+    }
+    if boundary.len() > MAX_BOUNDARY_BYTES {
+        return Err(Error::invalid(format!("multipart boundary longer than {MAX_BOUNDARY_BYTES} bytes")));
+    }
+    Ok(boundary)
 }
 
 /// Reads an upload to its end and hands it on step by step; the first error is the last step. `begun` is told when the
@@ -241,6 +249,13 @@ mod tests {
         assert_eq!(of("Multipart/Mixed; boundary=\"a b\""), Ok("a b".into()));
         assert_eq!(of("application/json"), Err("request Content-Type isn't multipart/form-data".into()));
         assert!(of("multipart/form-data").is_err());
+        assert!(of("multipart/form-data; boundary=").is_err());
+        assert!(
+            of(
+                "multipart/form-data; boundary=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffgggggggggghh"
+            )
+            .is_err()
+        );
         assert!(boundary(&HeaderMap::new()).is_err());
     }
 }

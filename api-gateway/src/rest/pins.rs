@@ -8,7 +8,7 @@ use pinfold_common::json::{GlobalPinInfoJson, PinJson, PinSource, append_go_json
 use pinfold_common::pin::{Pin, PinRequest, PinType};
 use pinfold_common::status::{Filter, TrackerStatus};
 use pinfold_common::time::Timestamp;
-use pinfold_common::{Cid, Error, PeerId, Result};
+use pinfold_common::{Cid, Code, Error, PeerId, Result};
 use pinfold_proto::api;
 use pinfold_proto::connector::ResolveCall;
 use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinReply, UnpinCall};
@@ -101,7 +101,11 @@ impl Call<'_> {
     }
 
     async fn resolve(&self, path: IpfsPath) -> Result<Cid> {
-        resolve(&self.rest.cluster, path).await
+        // What the node says of a path is never about the request itself: 500 in the original.
+        resolve(&self.rest.cluster, path).await.map_err(|error| match error.code.http() {
+            400 | 404 => Error { code: Code::Rejected, ..error },
+            _ => error,
+        })
     }
 
     pub(super) async fn allocation(&self, text: &str) -> Result<Answer> {
