@@ -45,7 +45,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// Steps behind consensus and gateway when the processor is short: work towards the node can wait, elections can't.
+const NICENESS: i32 = 5;
+
 fn start(args: &Args) -> Result<(), Error> {
+    // Threads that are started later inherit it. Without the permission everything works as well.
+    let _ = rustix::process::nice(NICENESS);
     let file = File::load(args)?;
     let _telemetry = telemetry::init(Room::Connector, &file.telemetry(Room::Connector)?)?;
     let config = Config::from_file(&file)?;

@@ -44,17 +44,6 @@ pub async fn metrics(informer: &Informer, node: &dyn IpfsNode, health: &Health, 
     }
 }
 
-/// A name under which this informer always has something, as long as it works.
-pub fn sure_name(informer: &Informer) -> Option<String> {
-    match informer {
-        Informer::PinQueue { .. } => Some("pinqueue".to_owned()),
-        Informer::NumPin => Some("numpin".to_owned()),
-        Informer::Tags(tags) => tags.keys().next().map(|key| format!("tag:{key}")),
-        // The disk may have nothing to say for long.
-        Informer::Disk(_) => None,
-    }
-}
-
 fn disk(kind: DiskMetric, stat: RepoStat) -> Option<Metric> {
     let (name, value, weight) = match kind {
         // A full repository must not look like one with no room: it says nothing.

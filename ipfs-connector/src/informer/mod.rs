@@ -102,14 +102,18 @@ impl Publisher {
         let mut due = vec![Instant::now(); self.planned.len()];
         let mut pause = FIRST_PAUSE;
         let mut tell_ipfs = true;
+        // A metric that the monitor should have.
+        let mut told: Option<String> = None;
         let mut check_at = Instant::now() + CHECK_INTERVAL;
         loop {
             let ipfs = public(health.borrow_and_update().to_proto());
             let (metrics, next) = self.measure(&due).await;
-            let told = if metrics.is_empty() && !tell_ipfs { Ok(()) } else { self.tell(metrics, ipfs).await };
-            match told {
+            let name = metrics.first().map(|metric| metric.name.clone());
+            let published = if metrics.is_empty() && !tell_ipfs { Ok(()) } else { self.tell(metrics, ipfs).await };
+            match published {
                 Ok(()) => {
                     due = next;
+                    told = name.or(told);
                     tell_ipfs = false;
                     pause = FIRST_PAUSE;
                 }
@@ -136,7 +140,9 @@ impl Publisher {
                 }
             }
             if Instant::now() >= check_at {
-                if !self.is_known().await {
+                if let Some(name) = &told
+                    && !self.is_known(name).await
+                {
                     due = vec![Instant::now(); due.len()];
                     tell_ipfs = true;
                 }
@@ -177,11 +183,8 @@ impl Publisher {
     }
 
     /// Whether the monitor still has what it was told. No answer: it has not.
-    async fn is_known(&self) -> bool {
-        let Some(name) = self.planned.iter().find_map(|planned| measure::sure_name(&planned.informer)) else {
-            return true;
-        };
-        let request = LatestMetricsCall { name };
+    async fn is_known(&self, name: &str) -> bool {
+        let request = LatestMetricsCall { name: name.to_owned() };
         let own = self.own.to_bytes();
         match call("ask for own metrics", PUBLISH_DEADLINE, self.client().latest_metrics(request)).await {
             Ok(reply) => reply.metrics.iter().any(|metric| metric.peer == own),

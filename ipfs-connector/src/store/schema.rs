@@ -85,7 +85,13 @@ pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
 
 pub(super) async fn readers(path: &Path, count: u32) -> Result<SqlitePool> {
     let options = options(path).read_only(true).pragma("cache_size", READER_CACHE);
-    SqlitePoolOptions::new().max_connections(count).connect_with(options).await.map_err(failed("open tracker.db"))
+    SqlitePoolOptions::new()
+        .max_connections(count)
+        // A file does not go away like a server: no question before each use.
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await
+        .map_err(failed("open tracker.db"))
 }
 
 /// Makes the tables when the file is new, and reads what is not in rows. A new file means that everything up to the

@@ -184,3 +184,22 @@ async fn queue_bound_holds_within_a_batch() {
     assert_eq!(store.counts().of(TrackerStatus::PinQueued), 3);
     assert_eq!(store.counts().of(TrackerStatus::PinError), 7);
 }
+
+/// Goal: a restored pinset at a lower index is followed, also where a row was on its way out already.
+#[tokio::test]
+async fn a_lower_index_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    store.follow(vec![order(b"a", 100, OWN)], Some(cursor(100)), Source::Log).await.unwrap();
+    let item = only(&store, b"a").await.unwrap();
+    let claimed = operation::after(&item, Outcome::Claim(Ownership::Claimed), &store.rules(), 0.5);
+    assert_eq!(store.settle(vec![Settlement::of(&item, claimed)]).await.unwrap(), [true]);
+    let removed = Change::Removed { cid: b"a".to_vec(), index: 101 };
+    store.follow(vec![removed], Some(cursor(101)), Source::Log).await.unwrap();
+    assert_eq!(only(&store, b"a").await.unwrap().status, TrackerStatus::UnpinQueued);
+    let swept = store.sweep(Vec::new(), None, Vec::new(), 7).await.unwrap();
+    assert_eq!(swept.touched.len(), 1);
+    store.end_comparison(Cursor { lineage: 2, ..cursor(7) }, None).await.unwrap();
+    store.follow(vec![order(b"a", 8, OWN)], Some(Cursor { lineage: 2, ..cursor(8) }), Source::Log).await.unwrap();
+    assert_eq!(only(&store, b"a").await.unwrap().status, TrackerStatus::PinQueued);
+}

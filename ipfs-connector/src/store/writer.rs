@@ -20,7 +20,7 @@ use super::{
     schema,
 };
 use crate::error::{ConnectorError, Result};
-use crate::tracker::operation::{self, Item, Rules};
+use crate::tracker::operation::{self, Class, Item, Rules};
 
 /// Commands in one transaction.
 const GROUP_COMMANDS: usize = 512;
@@ -291,11 +291,11 @@ impl Writer {
         let items = rows::range(&mut self.connection, after, through, SWEEP_CHUNK).await?;
         let next = (items.len() == SWEEP_CHUNK).then(|| items.last().map(|item| item.cid.clone())).flatten();
         let rules = self.rules(true);
-        let surplus = items
+        let slots = items
             .into_iter()
-            .filter(|item| item.class != operation::Class::Gone && keep.binary_search(&item.cid).is_err());
-        let slots = surplus
-            .map(|item| Slot { now: Some(operation::removed(&item, index, &rules)), before: Some(item), changed: true })
+            .filter(|item| keep.binary_search(&item.cid).is_err())
+            .filter_map(|item| swept(&item, index, &rules).map(|now| (item, now)))
+            .map(|(item, now)| Slot { before: Some(item), now: Some(now), changed: true })
             .collect();
         Ok(Swept { touched: self.write_slots(slots).await?, next })
     }
@@ -339,6 +339,16 @@ impl Writer {
             self.effects.moved(Some(*status), (!operation::is_over(item)).then_some(item.status));
         }
         Ok(done)
+    }
+}
+
+/// What is not in the pinset as of `index`. One that was on its way out already only must not look newer than that: a
+/// restored pinset may be at a lower index.
+fn swept(item: &Item, index: u64, rules: &Rules) -> Option<Item> {
+    match item.class {
+        Class::Gone if item.revision <= index => None,
+        Class::Gone => Some(Item { revision: index, ..item.clone() }),
+        Class::Here | Class::Leaving | Class::Remote | Class::Meta => Some(operation::removed(item, index, rules)),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod consensus;
 mod life;
+mod monitor;
 mod node;
 mod recovery;
 
@@ -27,13 +28,14 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 use crate::config::{Backend, Config, Tracker};
-use crate::informer::{Informer, Planned};
+use crate::informer::{DiskMetric, Informer, Planned};
 use crate::node::IpfsNode;
 use crate::node::embedded::EmbeddedConfig;
 use crate::store::Policy;
 use crate::{Listeners, run_with};
 
 use consensus::Pinset;
+use monitor::Monitor;
 
 /// For any condition of a test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,6 +47,7 @@ struct House {
     identity: Identity,
     pinset: Pinset,
     consensus: String,
+    monitor: String,
     concurrent_pins: usize,
     stop: Shutdown,
 }
@@ -71,7 +74,16 @@ impl House {
         let consensus = consensus::serve(pinset.clone(), tls, stop.clone()).await;
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(crate::FOLDER)).unwrap();
-        House { folder, secret, identity, pinset, consensus, concurrent_pins: 4, stop }
+        // Nobody there: informers must not be what anything waits for.
+        let monitor = "127.0.0.1:9".to_owned();
+        House { folder, secret, identity, pinset, consensus, monitor, concurrent_pins: 4, stop }
+    }
+
+    async fn serve_monitor(&mut self) -> Monitor {
+        let tls = Tls::new(&self.secret, &self.identity, Room::Monitor).unwrap();
+        let monitor = Monitor::default();
+        self.monitor = monitor::serve(monitor.clone(), tls, self.stop.clone()).await;
+        monitor
     }
 
     fn own(&self) -> PeerId {
@@ -95,13 +107,18 @@ impl House {
                 check_interval: Duration::from_secs(3600),
                 unpin_disable: false,
             },
-            informers: vec![Planned { informer: Informer::PinQueue { bucket: 0 }, ttl: Duration::from_secs(30) }],
+            informers: [
+                Informer::Disk(DiskMetric::Freespace),
+                Informer::PinQueue { bucket: 0 },
+                Informer::Tags([("group".to_owned(), "default".to_owned())].into()),
+            ]
+            .map(|informer| Planned { informer, ttl: Duration::from_secs(30) })
+            .to_vec(),
             informer_trigger_interval: 0,
             connect_swarms_delay: Duration::ZERO,
             swarm_connect_deadline: Duration::from_secs(5),
             consensus: self.consensus.clone(),
-            // Nobody there: informers must not be what anything waits for.
-            monitor: "127.0.0.1:9".to_owned(),
+            monitor: self.monitor.clone(),
         }
     }
 

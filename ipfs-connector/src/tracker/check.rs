@@ -14,9 +14,10 @@ use pinfold_common::status::TrackerStatus;
 use tokio::sync::watch;
 
 use super::health::Health;
+use super::listing::Listing;
 use super::operation::{self, Item, Outcome, Ownership};
 use super::queue::Queue;
-use super::reconcile::{Finding, Listing, judge};
+use super::reconcile::{Finding, judge};
 use crate::error::Result;
 use crate::node::{IpfsNode, NodeError, PinState};
 use crate::store::{Settlement, Store, now_ms};
@@ -91,7 +92,7 @@ impl Check {
             after = last.cid.clone();
             let mut settlements = Vec::new();
             for item in items {
-                match judge(&item, &listing, since_ms, rebuilt_index) {
+                match judge(&item, listing.covers(&item.cid, item.mode), since_ms, rebuilt_index) {
                     Finding::Fine => {}
                     Finding::Missing => {
                         if self.is_lost(&item).await {

@@ -84,8 +84,7 @@ impl Health {
     pub fn doubt(&self, error: &NodeError) {
         if matches!(error, NodeError::Down(_)) {
             self.doubt.notify_one();
-        }
-        if error.is_node_trouble() {
+        } else if error.is_node_trouble() {
             *self.paused_until.lock() = Some(Instant::now() + PAUSE);
         }
     }
@@ -137,10 +136,10 @@ impl Health {
             match answer {
                 Ok(id) => {
                     if !state.is_up() {
+                        *self.paused_until.lock() = None;
                         tracing::info!(node = %id.peer_id, agent = id.agent, "the IPFS node answers");
                     }
                     *state = State { up: Some(true), id: Some(id), error: String::new() };
-                    *self.paused_until.lock() = None;
                 }
                 Err(error) => {
                     let refused = matches!(error, NodeError::Down(_));

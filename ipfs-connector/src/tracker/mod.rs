@@ -8,6 +8,7 @@ mod board;
 pub mod check;
 pub mod health;
 mod info;
+mod listing;
 pub mod operation;
 pub mod queue;
 pub mod reconcile;

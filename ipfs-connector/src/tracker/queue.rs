@@ -166,15 +166,23 @@ impl Queue {
     }
 }
 
+/// Waits until work of this line may begin. A full disk is no reason to wait for unpins: they are what helps.
+async fn permitted(shared: &Shared, line: Line) {
+    match line {
+        Line::Pins => shared.health.up_and_willing().await,
+        Line::Unpins => {
+            // The sender lives as long as the connector.
+            let _ = shared.caught_up.clone().wait_for(|caught_up| *caught_up).await;
+            shared.health.up().await;
+        }
+    }
+}
+
 /// Keeps the ready list of a line filled.
 async fn feed(shared: &Shared, line: Line) {
     let mut feeder = Feeder { line, places: [START; 3], exhausted: [false; 3], rescan_at: Instant::now() };
     loop {
-        if line == Line::Unpins {
-            // The sender lives as long as the connector.
-            let _ = shared.caught_up.clone().wait_for(|caught_up| *caught_up).await;
-        }
-        shared.health.up_and_willing().await;
+        permitted(shared, line).await;
         match feeder.fill(shared).await {
             Ok(()) => feeder.rest(shared).await,
             Err(error) => {
@@ -327,10 +335,7 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
 /// Gives what is ready to slots.
 async fn dispatch(shared: &Arc<Shared>, line: Line, slots: Arc<Semaphore>, attempts: &TaskTracker) {
     loop {
-        if line == Line::Unpins {
-            let _ = shared.caught_up.clone().wait_for(|caught_up| *caught_up).await;
-        }
-        shared.health.up_and_willing().await;
+        permitted(shared, line).await;
         if lanes(line).iter().all(|lane| shared.board.ready(*lane) == 0) {
             shared.consumed[index(line)].notify_one();
             shared.ready[index(line)].notified().await;

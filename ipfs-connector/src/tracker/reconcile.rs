@@ -1,10 +1,6 @@
 //! What a comparison of the tracker with its neighbours means: with the pinset (the mass-unpin guard), and with the
 //! node's own list of pins. PURE. Nothing here ever leads to an unpin; the guard only takes unpins back.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hash, Hasher};
-
-use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
 
 use super::operation::{Class, Item, Ownership, Todo};
@@ -55,49 +51,6 @@ pub fn guard(unpins: u64, pinned: u64, unusual: Unusual) -> Guard {
     Guard::Hold(format!("held by the mass-unpin guard: {why}, and {unpins} of {pinned} pins would go; needs approval"))
 }
 
-/// The node's list of pins, eight bytes each, whatever the CIDs are. Two pins that share a hash hide one loss; the
-/// hash is keyed anew each time, so that the next pass finds it.
-#[derive(Default)]
-pub struct Listing {
-    keys: RandomState,
-    hashes: Vec<u64>,
-    sorted: bool,
-}
-
-impl Listing {
-    pub fn add(&mut self, cid: &[u8], mode: PinMode) {
-        let hash = self.hash(cid, mode);
-        self.hashes.push(hash);
-        self.sorted = false;
-    }
-
-    pub fn len(&self) -> usize {
-        self.hashes.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
-    }
-
-    /// Must be called between the last `add` and the first `contains`.
-    pub fn sort(&mut self) {
-        self.hashes.sort_unstable();
-        self.sorted = true;
-    }
-
-    pub fn contains(&self, cid: &[u8], mode: PinMode) -> bool {
-        debug_assert!(self.sorted, "sort before asking");
-        self.hashes.binary_search(&self.hash(cid, mode)).is_ok()
-    }
-
-    fn hash(&self, cid: &[u8], mode: PinMode) -> u64 {
-        let mut hasher = self.keys.build_hasher();
-        cid.hash(&mut hasher);
-        (mode == PinMode::Direct).hash(&mut hasher);
-        hasher.finish()
-    }
-}
-
 /// What a complete list of the node's pins says about one item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
@@ -108,15 +61,12 @@ pub enum Finding {
     Adopt,
 }
 
-/// `listed_since_ms`: when the listing began; what changed later is not judged by it. `rebuilt_index`: orders up to it
-/// were there when a lost `tracker/` was rebuilt.
-pub fn judge(item: &Item, listing: &Listing, listed_since_ms: i64, rebuilt_index: u64) -> Finding {
+/// `listed`: the list has the item, in its mode or a wider one. `listed_since_ms`: when the listing began; what changed
+/// later is not judged by it. `rebuilt_index`: orders up to it were there when a lost `tracker/` was rebuilt.
+pub fn judge(item: &Item, listed: bool, listed_since_ms: i64, rebuilt_index: u64) -> Finding {
     if item.class != Class::Here && item.class != Class::Leaving {
         return Finding::Fine;
     }
-    // A recursive pin keeps the block of a direct one too.
-    let listed = listing.contains(&item.cid, item.mode)
-        || (item.mode == PinMode::Direct && listing.contains(&item.cid, PinMode::Recursive));
     match item.todo {
         Todo::Nothing => {
             let said_pinned = item.status == TrackerStatus::Pinned && item.changed_ms < listed_since_ms;
@@ -132,7 +82,11 @@ pub fn judge(item: &Item, listing: &Listing, listed_since_ms: i64, rebuilt_index
 
 #[cfg(test)]
 mod tests {
+    use pinfold_common::pin::PinMode;
+    use pinfold_proto::types::Reason;
+
     use super::*;
+    use crate::tracker::operation::Hold;
 
     /// Goal: the guard looks only where protocols.md 8 says, and its two limits are exact.
     #[test]
@@ -152,14 +106,41 @@ mod tests {
         }
     }
 
-    /// Goal: modes are told apart in a listing, and order does not matter.
+    fn item(status: TrackerStatus, todo: Todo, ownership: Ownership) -> Item {
+        Item {
+            id: 1,
+            cid: b"cid".to_vec(),
+            revision: 7,
+            class: Class::Here,
+            status,
+            todo,
+            ownership,
+            hold: Hold::Free,
+            mode: PinMode::Recursive,
+            priority: false,
+            next_try_ms: None,
+            attempts: 0,
+            reason: Reason::None,
+            error: String::new(),
+            changed_ms: 100,
+            pin: Vec::new(),
+        }
+    }
+
+    /// Goal: only what was pinned before the listing began is missing, and only unclaimed old orders are adopted.
     #[test]
-    fn listing_knows_modes() {
-        let mut listing = Listing::default();
-        listing.add(b"b", PinMode::Direct);
-        listing.add(b"a", PinMode::Recursive);
-        listing.sort();
-        assert!(listing.contains(b"a", PinMode::Recursive) && listing.contains(b"b", PinMode::Direct));
-        assert!(!listing.contains(b"a", PinMode::Direct) && !listing.contains(b"b", PinMode::Recursive));
+    fn findings() {
+        let pinned = item(TrackerStatus::Pinned, Todo::Nothing, Ownership::Claimed);
+        assert_eq!(judge(&pinned, true, 200, 0), Finding::Fine);
+        assert_eq!(judge(&pinned, false, 200, 0), Finding::Missing);
+        assert_eq!(judge(&pinned, false, 100, 0), Finding::Fine, "pinned while the node was listing");
+        let remote = Item { class: Class::Remote, ..pinned.clone() };
+        assert_eq!(judge(&remote, false, 200, 0), Finding::Fine);
+        let queued = item(TrackerStatus::PinQueued, Todo::Pin, Ownership::Unknown);
+        assert_eq!(judge(&queued, true, 200, 7), Finding::Adopt);
+        assert_eq!(judge(&queued, true, 200, 6), Finding::Fine, "ordered after the rebuilding");
+        assert_eq!(judge(&queued, false, 200, 7), Finding::Fine);
+        let claimed = Item { ownership: Ownership::Claimed, ..queued };
+        assert_eq!(judge(&claimed, true, 200, 7), Finding::Fine);
     }
 }
