@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call, explain};
@@ -61,6 +62,8 @@ pub struct Core {
     pub raft: Node,
     pub channels: Channels,
     pub position: watch::Receiver<Position>,
+    /// Most of the last batch was not in the pinset: the coordinator may ask for allocations before it knows.
+    pub expect_new_items: AtomicBool,
     /// Wakes the supervisor of the membership.
     pub membership_changed: Notify,
 }

@@ -24,6 +24,7 @@ pub mod state_folder;
 pub mod store;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pinfold_common::audience::{Members, Standing};
@@ -187,6 +188,7 @@ async fn serve_member(
         raft: raft.clone(),
         channels,
         position: seen,
+        expect_new_items: AtomicBool::new(true),
         membership_changed: Notify::new(),
     });
     // The parts go on while leadership is handed over, and end afterwards.

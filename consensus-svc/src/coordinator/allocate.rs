@@ -18,6 +18,10 @@ use crate::core::{Core, Leader, at_leader};
 
 /// A monitor that has not answered by then is away.
 const ALLOCATE_DEADLINE: Duration = Duration::from_millis(200);
+/// Monitors that do not answer, or are warming up, are asked again for so long; nothing is decided meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two rounds.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Other voters' monitors asked after the own one.
 const MAX_OTHERS: usize = 2;
 /// Items of one call, as the monitor takes them.
@@ -41,12 +45,30 @@ pub(super) async fn items(core: &Core, items: Vec<monitor::Item>) -> Result<Vec<
 
 async fn ask(core: &Core, request: monitor::AllocateRequest) -> Result<Vec<monitor::Result>> {
     let started = Instant::now();
+    loop {
+        match round(core, &request).await {
+            Ok(results) => {
+                metrics::histogram!("pinfold_consensus_allocate_seconds").record(started.elapsed().as_secs_f64());
+                return Ok(results);
+            }
+            Err(error) if started.elapsed() + PAUSE > PATIENCE => {
+                metrics::counter!("pinfold_consensus_allocate_failures_total").increment(1);
+                // Nothing was proposed, so nothing happened, whatever became of the question.
+                return Err(Error::unavailable(format!("no monitor could allocate: {error}")));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "allocate; asking again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The own monitor, and in its place another voter's.
+async fn round(core: &Core, request: &monitor::AllocateRequest) -> Result<Vec<monitor::Result>> {
     let mut own = MonitorClient::new(core.own_monitor()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut failed = match call("allocate", ALLOCATE_DEADLINE, own.allocate(request.clone())).await {
-        Ok(reply) => {
-            metrics::histogram!("pinfold_consensus_allocate_seconds").record(started.elapsed().as_secs_f64());
-            return Ok(reply.results);
-        }
+        Ok(reply) => return Ok(reply.results),
         Err(error) => error,
     };
     let facts = core.state.facts();
@@ -64,9 +86,7 @@ async fn ask(core: &Core, request: monitor::AllocateRequest) -> Result<Vec<monit
             Err(error) => failed = error,
         }
     }
-    metrics::counter!("pinfold_consensus_allocate_failures_total").increment(1);
-    // Nothing was proposed, so nothing happened, whatever became of the question.
-    Err(Error::unavailable(format!("no monitor could allocate: {failed}")))
+    Err(failed)
 }
 
 /// The destinations of an upload, decided by the leader.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pinfold_common::time::Timestamp;
 use pinfold_common::{Error, Result};
@@ -84,16 +85,26 @@ async fn once(
     items: Vec<Item>,
     last: bool,
 ) -> Result<Vec<Item>, (Error, Vec<Item>)> {
-    let existing = match core.state.get_many(&cids(open, &items)).await {
+    let now = Timestamp::now();
+    let facts = core.state.facts();
+    let read_index = core.state.applied_index();
+    let cids = cids(open, &items);
+    let (existing, guessed) = tokio::join!(core.state.get_many(&cids), guess(core, open, &items, &facts.peers, now));
+    let existing: HashMap<Vec<u8>, Arc<types::Pin>> = match existing {
         Ok(rows) => rows.into_iter().map(|(cid, pin)| (cid, Arc::new(pin))).collect(),
         Err(error) => return Err((Error::internal(format!("read the pinset: {error}")), items)),
     };
-    let facts = core.state.facts();
-    let read_index = core.state.applied_index();
-    let now = Timestamp::now();
+    core.expect_new_items.store(existing.len() * 8 < items.len(), Ordering::Relaxed);
     let mut steps: Vec<(Item, Step)> = Vec::with_capacity(items.len());
-    for item in items {
+    for (item, guess) in items.into_iter().zip(guessed) {
         match step(core, &open[item.job].job, item.place, &existing, &facts.peers, now) {
+            Ok(Step::Put(mut draft)) => {
+                if let Some(peers) = guess.filter(|_| draft.existing.is_none()) {
+                    draft.place(peers);
+                    draft.allocate = None;
+                }
+                steps.push((item, Step::Put(draft)));
+            }
             Ok(step) => steps.push((item, step)),
             Err(error) => {
                 let first = first_result(core, &open[item.job].job, item.place, now).await;
@@ -109,13 +120,56 @@ async fn once(
     for (item, step) in steps {
         match &step {
             Step::Put(draft) => match draft.unchanged() {
-                Some(existing) => settle(open, &item, read_index, Ok(existing.as_ref().clone())),
+                Some(existing) => {
+                    settle(open, &item, read_index.max(existing.revision), Ok(existing.as_ref().clone()));
+                }
                 None => changed.push((item, step)),
             },
             Step::Unpin { .. } => changed.push((item, step)),
         }
     }
     Ok(propose(core, term, open, changed, now, last).await)
+}
+
+/// While the pinset is read, the monitor is asked as if nothing was there yet, when most of what is asked for lately was
+/// new. A guess that was wrong, or got no answer, is no guess: the item is allocated as usual. One for each item.
+async fn guess(
+    core: &Core,
+    open: &[Open],
+    items: &[Item],
+    peers: &PeerTable,
+    now: Timestamp,
+) -> Vec<Option<Vec<Vec<u8>>>> {
+    let mut guessed = vec![None; items.len()];
+    if !core.expect_new_items.load(Ordering::Relaxed) {
+        return guessed;
+    }
+    let nothing = HashMap::new();
+    let (mut places, mut wanted) = (Vec::new(), Vec::new());
+    for (place, item) in items.iter().enumerate() {
+        if let Ok(Step::Put(draft)) = step(core, &open[item.job].job, item.place, &nothing, peers, now)
+            && let Some(asked) = draft.allocate
+        {
+            places.push(place);
+            wanted.push(asked);
+        }
+    }
+    if wanted.is_empty() {
+        return guessed;
+    }
+    match allocate::items(core, wanted).await {
+        Ok(results) => {
+            for (place, result) in places.into_iter().zip(results) {
+                if let Some(monitor::result::Result::Peers(told)) = result.result
+                    && !told.peers.is_empty()
+                {
+                    guessed[place] = Some(told.peers);
+                }
+            }
+        }
+        Err(error) => tracing::debug!(%error, "allocate while reading"),
+    }
+    guessed
 }
 
 fn cids(open: &[Open], items: &[Item]) -> Vec<Vec<u8>> {

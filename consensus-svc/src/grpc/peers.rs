@@ -52,7 +52,7 @@ impl Peers for PeersService {
             role: role as i32,
             leader: core.leader_bytes(),
             term: raft.term,
-            last_log_index: raft.last_log_index,
+            last_log_index: raft.last_log_index.max(core.state.applied_index()),
             applied_index: core.state.applied_index(),
             pins: core.state.pin_count(),
             ready: readiness.is_ok(),

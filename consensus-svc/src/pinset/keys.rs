@@ -53,6 +53,11 @@ fn known<'a>(view: &'a View, key: &[u8], at_seconds: i64) -> Option<&'a storage:
     KeyRange::around(at_seconds).contains(stored.at_seconds).then_some(stored)
 }
 
+/// Whether the key was used before, and still counts.
+pub(super) fn is_known(view: &View, key: &[u8], at_seconds: i64) -> bool {
+    known(view, key, at_seconds).is_some()
+}
+
 /// What the item came to when its key was used first.
 pub(super) fn item(view: &View, key: &[u8], cid: &[u8], at_seconds: i64) -> Option<ItemOutcome> {
     match known(view, key, at_seconds)?.outcome.as_ref()? {

@@ -11,7 +11,7 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use pinfold_proto::storage::command::Command as Kind;
@@ -232,18 +232,24 @@ struct Entry<'a> {
 /// Item after item, each under its key.
 fn each<'a, T>(
     view: &mut View,
-    entry: &Entry,
+    entry: &Entry<'a>,
     items: &'a [T],
     name: impl Fn(&'a T) -> (&'a Vec<u8>, &'a Vec<u8>),
-    step: impl Fn(&mut View, &Entry, &'a T) -> Result<ItemOutcome, Halt>,
+    step: impl Fn(&mut View, &Entry<'a>, &'a T) -> Result<ItemOutcome, Halt>,
 ) -> Result<Outcome, Halt> {
     let mut outcomes = Vec::with_capacity(items.len());
+    // A key that this command is the first to use has nothing to be asked for, item by item.
+    let mut first_used: HashSet<&[u8]> = HashSet::new();
     for item in items {
         let (cid, own_key) = name(item);
         let key = if own_key.is_empty() { entry.key } else { own_key };
-        if let Some(first) = keys::item(view, key, cid, entry.at_seconds) {
-            outcomes.push(first);
-            continue;
+        if !key.is_empty() && !first_used.contains(key.as_slice()) {
+            if !keys::is_known(view, key, entry.at_seconds) {
+                first_used.insert(key);
+            } else if let Some(first) = keys::item(view, key, cid, entry.at_seconds) {
+                outcomes.push(first);
+                continue;
+            }
         }
         let outcome = step(view, entry, item)?;
         keys::keep_item(view, key, cid, entry.at_seconds, &outcome);
