@@ -6,6 +6,7 @@
 //! suffix, so cursor and rows still agree, and a claim that was lost makes a pin of ours look like somebody else's:
 //! kept, never unpinned. This module knows no gRPC, no IPFS node, and decides nothing: it calls `tracker::operation`.
 
+mod numbers;
 mod rows;
 mod schema;
 mod writer;

@@ -216,17 +216,6 @@ fn held_unpins() {
     assert_eq!((back.hold, back.todo), (Hold::Free, Todo::Pin));
 }
 
-/// Goal: numbers on disk lead back to what they stand for.
-#[test]
-fn numbers_go_both_ways() {
-    for number in 0..10 {
-        assert!(Class::from_number(number).is_none_or(|class| class.number() == number));
-        assert!(Todo::from_number(number).is_none_or(|todo| todo.number() == number));
-        assert!(Ownership::from_number(number).is_none_or(|ownership| ownership.number() == number));
-        assert!(Hold::from_number(number).is_none_or(|hold| hold.number() == number));
-    }
-}
-
 /// Goal: a long error is cut between characters.
 #[test]
 fn long_errors_are_cut() {
