@@ -3,6 +3,7 @@
 
 mod authentication;
 mod differences;
+mod router;
 mod sample;
 mod shape;
 mod surprises;
@@ -66,6 +67,11 @@ async fn send(cluster: &TestCluster, index: usize, request: &Request) -> Reply {
 /// `"GET /id"` at the first peer.
 async fn ask(cluster: &TestCluster, line: &str) -> Reply {
     send(cluster, 0, &Request::line(line)).await
+}
+
+/// Status and message of an error.
+fn code(reply: &Reply) -> (u16, Value) {
+    (reply.status, reply.json()["message"].clone())
 }
 
 /// Goal: whoever talks to the original can talk to us: same statuses, headers, trailers, keys, types and texts, in the
