@@ -60,12 +60,14 @@ fn start() -> Daemon {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let mut daemon = Daemon { child, api: String::new(), folder };
     let started = Instant::now();
     loop {
-        if let Ok(api) = std::fs::read_to_string(folder.path().join("api"))
+        if let Ok(api) = std::fs::read_to_string(daemon.folder.path().join("api"))
             && !api.is_empty()
         {
-            return Daemon { child, api: api.trim().to_owned(), folder };
+            daemon.api = api.trim().to_owned();
+            return daemon;
         }
         assert!(started.elapsed() < START_DEADLINE, "kubo has not started");
         std::thread::sleep(Duration::from_millis(50));

@@ -8,11 +8,15 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use super::key::Key;
 
 const BLOCKS: &str = "blocks";
 const INCOMING: &str = "incoming";
 const DAMAGED: &str = "damaged";
+/// Files or folders that are flushed or removed side by side.
+const PARALLEL_WORK: usize = 8;
 /// The letters of base32, which name the folders of both levels.
 const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
@@ -88,7 +92,7 @@ impl Files {
     }
 
     /// Writes and flushes beside; `publish` gives it its name.
-    pub fn write(&self, key: &Key, data: &[u8]) -> io::Result<Written> {
+    fn write(&self, key: &Key, data: &[u8]) -> io::Result<Written> {
         let from = self.incoming.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let mut file = File::create_new(&from)?;
         let written = Written { from, to: self.path(key), is_published: false };
@@ -97,8 +101,13 @@ impl Files {
         Ok(written)
     }
 
+    /// Stores blocks that are not here; when this returns all are on disk, or, with an error, perhaps some.
+    pub fn store(&self, blocks: &[(Key, Bytes)]) -> io::Result<()> {
+        self.publish(in_parallel(blocks, |(key, data)| self.write(key, data))?)
+    }
+
     /// Gives files their names; when this returns they have them for good.
-    pub fn publish(&self, written: Vec<Written>) -> io::Result<()> {
+    fn publish(&self, written: Vec<Written>) -> io::Result<()> {
         let mut folders = BTreeSet::new();
         for mut file in written {
             let Some(folder) = file.to.parent() else { continue };
@@ -111,13 +120,17 @@ impl Files {
             folders.insert(folder.to_owned());
             file.is_published = true;
         }
-        // The first flush commits the file system's journal; the others find nothing left to do.
-        folders.iter().try_for_each(|folder| sync_folder(folder))
+        let folders: Vec<PathBuf> = folders.into_iter().collect();
+        in_parallel(&folders, |folder| sync_folder(folder)).map(drop)
     }
 
-    /// Whether it was there.
-    pub fn remove(&self, key: &Key) -> io::Result<bool> {
-        present(fs::remove_file(self.path(key))).map(|removed| removed.is_some())
+    /// Removes files; what could not be removed, and why. One that is not there is no failure.
+    pub fn remove(&self, keys: &[Key]) -> io::Result<Vec<String>> {
+        let failures = in_parallel(keys, |key| {
+            let failure = present(fs::remove_file(self.path(key))).err();
+            Ok(failure.map(|error| format!("remove block {}: {error}", key.name())))
+        })?;
+        Ok(failures.into_iter().flatten().collect())
     }
 
     /// Puts a file whose data has another hash out of the way, for a person to look at.
@@ -153,6 +166,28 @@ fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Flushes and removals wait for the file system's journal, side by side for the same commit. Threads of their own, few and short: a hand-over to a pool
+/// for each file costs more than the file on a busy machine.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> io::Result<R> + Sync) -> io::Result<Vec<R>> {
+    let share = items.len().div_ceil(PARALLEL_WORK).max(1);
+    if items.len() <= share {
+        return items.iter().map(work).collect();
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .chunks(share)
+            .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<io::Result<Vec<R>>>()))
+            .collect();
+        let mut results = Vec::with_capacity(items.len());
+        for thread in threads {
+            let chunk = thread.join().map_err(|_| io::Error::other("a writing thread panicked"))?;
+            results.extend(chunk?);
+        }
+        Ok(results)
+    })
+}
+
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -175,9 +210,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(folder.path()).unwrap();
         let keys: Vec<Key> = (0..50u8).map(|n| key(&[n])).collect();
-        let written: Vec<Written> = keys.iter().map(|key| files.write(key, b"data").unwrap()).collect();
+        let written = files.write(&keys[0], b"data").unwrap();
         assert_eq!(files.read(&keys[0]).unwrap(), None);
-        files.publish(written).unwrap();
+        files.publish(vec![written]).unwrap();
+        let rest: Vec<_> = keys[1..].iter().map(|key| (key.clone(), Bytes::from_static(b"data"))).collect();
+        files.store(&rest).unwrap();
         assert_eq!(files.read(&keys[0]).unwrap().as_deref(), Some(b"data".as_slice()));
         assert_eq!(files.size(&keys[49]).unwrap(), Some(4));
         let mut listed: Vec<Key> = files.folders().flat_map(|folder| files.keys_in(&folder).unwrap()).collect();
@@ -185,8 +222,9 @@ mod tests {
         listed.sort();
         expected.sort();
         assert_eq!(listed, expected);
-        assert!(files.remove(&keys[0]).unwrap());
-        assert!(!files.remove(&keys[0]).unwrap());
+        assert_eq!(files.remove(&keys[..1]).unwrap(), Vec::<String>::new());
+        assert_eq!(files.remove(&keys[..1]).unwrap(), Vec::<String>::new());
+        assert_eq!(files.size(&keys[0]).unwrap(), None);
 
         drop(files.write(&keys[0], b"given up").unwrap());
         assert_eq!(fs::read_dir(folder.path().join(INCOMING)).unwrap().count(), 0);

@@ -20,8 +20,8 @@ use crate::node::{GcEvent, NodeError, Result};
 /// How long the blocks of a pin that was begun and never finished nor tried again are kept.
 const PARTIAL_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 const PINS_AT_ONCE: u32 = 1000;
-/// Blocks removed while nobody may look: some ten milliseconds.
-const SWEPT_AT_ONCE: u32 = 256;
+/// Blocks removed while nobody may look: some ten milliseconds on a disk that is not busy.
+const SWEPT_AT_ONCE: u32 = 128;
 
 type Events = mpsc::Sender<Result<GcEvent>>;
 

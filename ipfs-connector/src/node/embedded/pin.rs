@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Duration, Instant, timeout_at};
 
 use pinfold_common::Cid;
@@ -24,6 +24,9 @@ use crate::node::{NodeError, PinAdd, PinEvent, PinProgress, PinState, Result};
 const MAX_PENDING: usize = 262_144;
 /// Leaves that are looked for together.
 const LEAVES_AT_ONCE: usize = 256;
+/// Jobs at the same time; most of them wait for the disk, which takes what waits as one batch. Only `fetch_parallel` of
+/// them fetch, and one that fetched gives its place away when the queue of blocks to write has room for its block.
+const RUNNING_JOBS: usize = 256;
 /// How often progress is told, at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -115,13 +118,14 @@ impl<'a> Walk<'a> {
     async fn run(&mut self, first: Job) -> Result<PinProgress> {
         let patience = self.inner.config.pin_timeout;
         self.push(first)?;
+        let slots = Semaphore::new(self.inner.config.fetch_parallel.max(1));
         let mut running = FuturesUnordered::new();
         let mut moved = Instant::now();
         loop {
-            while running.len() < self.inner.config.fetch_parallel.max(1) {
+            while running.len() < RUNNING_JOBS {
                 let Some(job) = self.jobs.pop() else { break };
                 self.pending -= job.len();
-                running.push(work(self.inner, self.root, job));
+                running.push(work(self.inner, &slots, self.root, job));
             }
             let found = match timeout_at(moved + patience, running.next()).await {
                 Ok(Some(found)) => found?,
@@ -188,11 +192,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-async fn work(inner: &Inner, root: Cid, job: Job) -> Result<Found> {
+async fn work(inner: &Inner, slots: &Semaphore, root: Cid, job: Job) -> Result<Found> {
     match job {
         Job::Leaves(cids) => look_for(inner, cids).await,
         Job::Missing(cid) => {
-            let data = fetch(inner, Want { cid, root }).await?;
+            let data = fetch(inner, slots, Want { cid, root }).await?;
             Ok(Found { progress: PinProgress { blocks: 1, bytes: data.len() as u64 }, ..Found::default() })
         }
         Job::Node(cid) => {
@@ -206,7 +210,7 @@ async fn work(inner: &Inner, root: Cid, job: Job) -> Result<Found> {
                     release(inner, || vec![Key::of(&cid)]).await;
                     data
                 }
-                None => fetch(inner, Want { cid, root }).await?,
+                None => fetch(inner, slots, Want { cid, root }).await?,
             };
             let progress = PinProgress { blocks: 1, bytes: data.len() as u64 };
             Ok(Found { progress, links: links(&cid, &data)?, missing: Vec::new() })
@@ -240,9 +244,12 @@ async fn release(inner: &Inner, keys: impl FnOnce() -> Vec<Key>) {
 }
 
 /// From somebody else, onto this disk (trap 4: only then does it count).
-async fn fetch(inner: &Inner, want: Want) -> Result<Bytes> {
+async fn fetch(inner: &Inner, slots: &Semaphore, want: Want) -> Result<Bytes> {
+    let slot = slots.acquire().await.map_err(|error| NodeError::Other(format!("fetch block: {error}")))?;
     let block = inner.sources.fetch(want, inner.config.pin_timeout).await?;
     let data = block.data().clone();
-    inner.store.put(block, Duration::ZERO).await?;
+    let enqueued = inner.store.enqueue(block, Duration::ZERO).await?;
+    drop(slot);
+    enqueued.on_disk().await?;
     Ok(data)
 }

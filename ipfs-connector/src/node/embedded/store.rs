@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::files::{Files, Written};
+use super::files::Files;
 use super::index::{BlockRow, Index, now};
 use super::key::{Key, ShortKeys};
 use pinfold_common::Cid;
@@ -31,8 +30,6 @@ const BATCH_BLOCKS: usize = 256;
 const QUEUED_BLOCKS: usize = 256;
 /// Bytes of all blocks that are queued or being written; then their callers wait.
 const QUEUED_BYTES: usize = 64 * 1024 * 1024;
-/// Files of a batch that are written and flushed side by side.
-const PARALLEL_WRITES: usize = 8;
 /// Most blocks that a GC remembers as touched while it runs (64 MB); beyond it the GC gives up, nothing else does.
 const MAX_TOUCHED: usize = 2_000_000;
 
@@ -65,6 +62,19 @@ struct Incoming {
     room: OwnedSemaphorePermit,
 }
 
+/// A block on its way to disk.
+pub struct Enqueued(oneshot::Receiver<Result<()>>);
+
+impl Enqueued {
+    pub async fn on_disk(self) -> Result<()> {
+        self.0.await.map_err(|_| closed())?
+    }
+}
+
+fn closed() -> NodeError {
+    NodeError::Down("embedded node: its block store is closed".into())
+}
+
 impl Store {
     pub fn open(folder: &Path, index: Index, storage_max_bytes: u64) -> Result<Store> {
         let files = Files::open(folder).map_err(|error| on_disk("open block store", &error))?;
@@ -91,16 +101,20 @@ impl Store {
 
     /// Stores one block; when this returns it is on disk. Many calls at once share their flushes.
     pub async fn put(&self, block: Verified, hold: Duration) -> Result<()> {
+        self.enqueue(block, hold).await?.on_disk().await
+    }
+
+    /// Waits only until there is room for the block in the queue.
+    pub async fn enqueue(&self, block: Verified, hold: Duration) -> Result<Enqueued> {
         let held_until = match hold.as_secs() {
             0 => 0,
             seconds => now().saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX)),
         };
-        let closed = || NodeError::Down("embedded node: its block store is closed".into());
         let bytes = u32::try_from(block.data().len()).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
         self.incoming.send(Incoming { block, held_until, answer, room }).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        Ok(Enqueued(answered))
     }
 
     /// The data of a block that is here. One that is damaged is put aside and counts as not here.
@@ -176,12 +190,7 @@ impl Store {
             let candidates = shared.untouched(candidates)?;
             let gone = shared.index.removed(candidates).await?;
             blocking(&shared, "remove blocks", move |files| {
-                let mut failures = Vec::new();
-                for key in &gone {
-                    if let Err(error) = files.remove(key) {
-                        failures.push(format!("remove block {}: {error}", key.name()));
-                    }
-                }
+                let failures = files.remove(&gone)?;
                 Ok((gone, failures))
             })
             .await
@@ -354,13 +363,8 @@ async fn store(shared: &Arc<Shared>, new: Vec<(Key, Bytes)>, rows: Vec<BlockRow>
     if rows.is_empty() {
         return Ok(());
     }
-    let written: Vec<Written> = stream::iter(new)
-        .map(|(key, data)| blocking(shared, "store block", move |files| files.write(&key, &data)))
-        .buffer_unordered(PARALLEL_WRITES)
-        .try_collect()
-        .await?;
-    if !written.is_empty() {
-        blocking(shared, "store blocks", move |files| files.publish(written)).await?;
+    if !new.is_empty() {
+        blocking(shared, "store blocks", move |files| files.store(&new)).await?;
     }
     let keys: Vec<Key> = rows.iter().map(|row| row.key.clone()).collect();
     shared.touch(&keys);

@@ -58,8 +58,8 @@ pub async fn add(shared: &Shared, request: PinAdd, events: mpsc::Sender<Result<P
 /// Dials in the background until the returned set is dropped; failures do not matter.
 fn dial_origins(shared: &Shared, origins: &[Multiaddr]) -> JoinSet<()> {
     let mut dialing = JoinSet::new();
-    for origin in origins.iter().take(MAX_ORIGINS_DIALED).cloned() {
-        let (rpc, deadline) = (shared.rpc.clone(), shared.config.request_timeout);
+    for origin in origins.iter().take(MAX_ORIGINS_DIALED) {
+        let (rpc, origin, deadline) = (shared.rpc.clone(), origin.clone(), shared.config.request_timeout);
         dialing.spawn(async move {
             if let Err(error) = connect(&rpc, &origin, deadline).await {
                 tracing::debug!(%origin, %error, "origin not reached");

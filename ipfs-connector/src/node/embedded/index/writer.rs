@@ -3,18 +3,20 @@
 
 use std::sync::atomic::Ordering;
 
-use sqlx::{Connection as _, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use pinfold_common::Cid;
 use pinfold_common::pin::PinMode;
 
-use super::{BlockRow, Counters, failed, now, number_of, signed, unsigned};
+use super::{BlockRow, Counters, failed, now, number_of, signed};
 use crate::node::embedded::key::Key;
 use crate::node::{NodeError, Result};
 
 /// Changes in one transaction.
 const CHANGES_AT_ONCE: usize = 256;
+/// Rows named in one statement.
+const KEYS_IN_STATEMENT: usize = 500;
 
 pub type Answer<T> = oneshot::Sender<Result<T>>;
 
@@ -114,23 +116,14 @@ async fn apply_one(
             later(pending, answer, outcome)
         }
         Change::Removed(keys, answer) => {
-            let outcome = removed(transaction, keys, delta).await;
+            let outcome = removed(transaction, &keys, now(), delta).await;
             later(pending, answer, outcome)
         }
         Change::Lost(key, answer) => {
-            let outcome = remove(transaction, &key, i64::MAX, delta).await.map(drop);
+            let outcome = removed(transaction, &[key], i64::MAX, delta).await.map(drop);
             later(pending, answer, outcome)
         }
-        Change::Released(keys) => {
-            for key in keys {
-                sqlx::query("UPDATE blocks SET held_until = 0 WHERE multihash = ? AND held_until > 0")
-                    .bind(key.as_bytes().to_vec())
-                    .execute(&mut **transaction)
-                    .await
-                    .map_err(failed("release block"))?;
-            }
-            Ok(())
-        }
+        Change::Released(keys) => hold_until(transaction, &keys, Hold::Over).await,
         Change::PinStarted(cid, mode, answer) => {
             let outcome = sqlx::query(
                 "INSERT INTO pins VALUES (?, 0, ?, ?) ON CONFLICT (cid) DO UPDATE
@@ -194,57 +187,73 @@ fn later<T: Send + 'static>(pending: &mut Vec<Pending>, answer: Answer<T>, outco
     failure
 }
 
+/// One statement for all rows: each statement is a hand-over to SQLite's thread and back.
 async fn stored(transaction: &mut Transaction<'_, Sqlite>, rows: Vec<BlockRow>, delta: &mut Delta) -> Result<()> {
-    for row in rows {
-        let inserted = sqlx::query("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)")
-            .bind(row.key.as_bytes().to_vec())
-            .bind(signed(row.size_bytes))
-            .bind(row.held_until)
-            .execute(&mut **transaction)
-            .await
-            .map_err(failed("store block"))?
-            .rows_affected();
-        if inserted > 0 {
-            delta.blocks += 1;
-            delta.bytes += signed(row.size_bytes);
-        } else if row.held_until > 0 {
-            sqlx::query("UPDATE blocks SET held_until = max(held_until, ?) WHERE multihash = ?")
-                .bind(row.held_until)
-                .bind(row.key.as_bytes().to_vec())
-                .execute(&mut **transaction)
-                .await
-                .map_err(failed("hold block"))?;
+    for rows in rows.chunks(KEYS_IN_STATEMENT) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO blocks (multihash, size, held_until) ");
+        insert.push_values(rows, |mut values, row| {
+            values.push_bind(row.key.as_bytes().to_vec()).push_bind(signed(row.size_bytes)).push_bind(row.held_until);
+        });
+        insert.push(" RETURNING size");
+        let inserted =
+            insert.build().persistent(false).fetch_all(&mut **transaction).await.map_err(failed("store blocks"))?;
+        delta.blocks += signed(inserted.len() as u64);
+        delta.bytes += inserted.iter().map(|row| row.get::<i64, _>(0)).sum::<i64>();
+        let until = rows.iter().map(|row| row.held_until).max().unwrap_or(0);
+        delta.held_until = delta.held_until.max(until);
+        if until > 0 && inserted.len() < rows.len() {
+            let keys: Vec<Key> = rows.iter().map(|row| row.key.clone()).collect();
+            hold_until(transaction, &keys, Hold::AtLeast(until)).await?;
         }
-        delta.held_until = delta.held_until.max(row.held_until);
     }
     Ok(())
 }
 
-async fn removed(transaction: &mut Transaction<'_, Sqlite>, keys: Vec<Key>, delta: &mut Delta) -> Result<Vec<Key>> {
-    let held_at_most = now();
+enum Hold {
+    Over,
+    AtLeast(i64),
+}
+
+async fn hold_until(transaction: &mut Transaction<'_, Sqlite>, keys: &[Key], hold: Hold) -> Result<()> {
+    for keys in keys.chunks(KEYS_IN_STATEMENT) {
+        let mut update = QueryBuilder::<Sqlite>::new("UPDATE blocks SET held_until = ");
+        match hold {
+            Hold::Over => update.push("0 WHERE held_until > 0"),
+            Hold::AtLeast(until) => update.push_bind(until).push(" WHERE held_until < ").push_bind(until),
+        };
+        push_keys(&mut update, keys);
+        update.build().persistent(false).execute(&mut **transaction).await.map_err(failed("hold blocks"))?;
+    }
+    Ok(())
+}
+
+/// Removes rows that are held no longer than `held_at_most`; which they were.
+async fn removed(
+    transaction: &mut Transaction<'_, Sqlite>,
+    keys: &[Key],
+    held_at_most: i64,
+    delta: &mut Delta,
+) -> Result<Vec<Key>> {
     let mut gone = Vec::with_capacity(keys.len());
-    for key in keys {
-        if remove(transaction, &key, held_at_most, delta).await? {
-            gone.push(key);
-        }
+    for keys in keys.chunks(KEYS_IN_STATEMENT) {
+        let mut delete = QueryBuilder::<Sqlite>::new("DELETE FROM blocks WHERE held_until <= ");
+        delete.push_bind(held_at_most);
+        push_keys(&mut delete, keys);
+        delete.push(" RETURNING multihash, size");
+        let rows =
+            delete.build().persistent(false).fetch_all(&mut **transaction).await.map_err(failed("remove blocks"))?;
+        delta.blocks -= signed(rows.len() as u64);
+        delta.bytes -= rows.iter().map(|row| row.get::<i64, _>(1)).sum::<i64>();
+        gone.extend(rows.iter().map(|row| Key::from_bytes(row.get(0))));
     }
     Ok(gone)
 }
 
-async fn remove(
-    transaction: &mut Transaction<'_, Sqlite>,
-    key: &Key,
-    held_at_most: i64,
-    delta: &mut Delta,
-) -> Result<bool> {
-    let row = sqlx::query("DELETE FROM blocks WHERE multihash = ? AND held_until <= ? RETURNING size")
-        .bind(key.as_bytes().to_vec())
-        .bind(held_at_most)
-        .fetch_optional(&mut **transaction)
-        .await
-        .map_err(failed("remove block"))?;
-    let Some(row) = row else { return Ok(false) };
-    delta.blocks -= 1;
-    delta.bytes -= signed(unsigned(row.get(0)));
-    Ok(true)
+fn push_keys(query: &mut QueryBuilder<Sqlite>, keys: &[Key]) {
+    query.push(" AND multihash IN (");
+    let mut list = query.separated(", ");
+    for key in keys {
+        list.push_bind(key.as_bytes().to_vec());
+    }
+    list.push_unseparated(")");
 }
