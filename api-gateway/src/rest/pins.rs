@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use pinfold_common::ids::{parse_cid, peers_from_bytes};
-use pinfold_common::json::{GlobalPinInfoJson, PinJson, PinSource, append_go_json};
+use pinfold_common::json::{GlobalPinInfoJson, PinJson, PinSource};
 use pinfold_common::pin::{Pin, PinRequest, PinType};
 use pinfold_common::status::{Filter, TrackerStatus};
 use pinfold_common::time::Timestamp;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::options::{self, Options};
 use super::respond::{self, Answer};
-use super::rows::PinRows;
+use super::rows::{PinRows, StatusRows};
 use super::{Call, IpfsPath, parse_ipfs_path};
 use crate::cluster::{PEER_DEADLINE, READ_DEADLINE, RESOLVE_DEADLINE, ask, from_status};
 use crate::fanout::{self, Listing, ListingRequest, Scope};
@@ -213,7 +213,7 @@ fn pin_of(reply: PinReply) -> Result<Pin> {
 }
 
 /// rest-api.md 5.3 with the nulls of what is not pinned.
-fn item_json(item: &api::GlobalPinInfo) -> Result<GlobalPinInfoJson> {
+pub(super) fn item_json(item: &api::GlobalPinInfo) -> Result<GlobalPinInfoJson> {
     let mut json = GlobalPinInfoJson::try_from(item)?;
     let unpinned = TrackerStatus::Unpinned.to_proto() as i32;
     if item.origins.is_empty() && item.peers.iter().all(|peer| peer.status == unpinned) {
@@ -227,24 +227,21 @@ fn item_json(item: &api::GlobalPinInfo) -> Result<GlobalPinInfoJson> {
 
 fn line_of(item: &api::GlobalPinInfo) -> Result<Bytes> {
     let mut line = Vec::with_capacity(LINE_BYTES);
-    append_go_json(&mut line, &item_json(item)?);
+    StatusRows::default().append(&mut line, item)?;
     Ok(line.into())
 }
 
 fn lines_of(listing: Listing) -> BoxStream<'static, Result<Bytes>> {
-    let lines = stream::unfold(Some(listing), |listing| async move {
-        let mut listing = listing?;
+    let lines = stream::unfold(Some((listing, StatusRows::default())), |state| async move {
+        let (mut listing, mut rows) = state?;
         let items = match listing.next().await? {
             Ok(items) => items,
             Err(error) => return Some((Err(error), None)),
         };
         let mut chunk = Vec::with_capacity(items.len() * LINE_BYTES);
-        let written = items.iter().try_for_each(|item| {
-            append_go_json(&mut chunk, &item_json(item)?);
-            Ok(())
-        });
+        let written = items.iter().try_for_each(|item| rows.append(&mut chunk, item));
         Some(match written {
-            Ok(()) => (Ok(Bytes::from(chunk)), Some(listing)),
+            Ok(()) => (Ok(Bytes::from(chunk)), Some((listing, rows))),
             Err(error) => (Err(error), None),
         })
     });

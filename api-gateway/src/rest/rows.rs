@@ -1,5 +1,6 @@
-//! Lines of `GET /allocations`, written straight from protobuf: hundreds of thousands a second, where the general way
-//! by `PinJson` parses and copies each field. A test holds the two to the same bytes. PURE.
+//! Lines of `GET /allocations` and `GET /pins`, written straight from protobuf: hundreds of thousands a second, where the
+//! general way by `PinJson` and `GlobalPinInfoJson` parses and copies each field. Tests hold the two to the same bytes.
+//! PURE.
 
 use std::collections::HashMap;
 
@@ -7,20 +8,33 @@ use multiaddr::Multiaddr;
 use pinfold_common::ids::{cid_from_bytes, peer_from_bytes};
 use pinfold_common::json::append_go_json;
 use pinfold_common::pin::{PinMode, PinType};
+use pinfold_common::status::{TrackerStatus, reason_name};
 use pinfold_common::time::Timestamp;
 use pinfold_common::{Error, Result};
-use pinfold_proto::types;
+use pinfold_proto::{api, types};
 
 /// Peers whose text is kept; a cluster has fewer, and a pinset full of strangers must not fill the memory.
 const MAX_KEPT_PEERS: usize = 1024;
 
-/// Writes pins as the state has them (rest-api.md 5.2), one line each.
+/// Texts that come back on every line.
 #[derive(Default)]
-pub struct PinRows {
+struct Texts {
     /// Base58 is the dearest part of a line, and the same few peers are on all of them.
     peers: HashMap<Vec<u8>, String>,
     /// Pins come in batches that were made in the same second.
     last_time: Option<(types::Time, String)>,
+}
+
+/// Writes pins as the state has them (rest-api.md 5.2), one line each.
+#[derive(Default)]
+pub struct PinRows {
+    texts: Texts,
+}
+
+/// Writes statuses (rest-api.md 5.3), one line each.
+#[derive(Default)]
+pub struct StatusRows {
+    texts: Texts,
 }
 
 impl PinRows {
@@ -51,33 +65,121 @@ impl PinRows {
             0 => Timestamp::default(),
             seconds => Timestamp::from_seconds(seconds),
         };
-        self.append_time(into, expire_at.into());
+        self.texts.append_time(into, expire_at.into());
         into.extend_from_slice(b"\",\"metadata\":");
         append_metadata(into, &options.metadata);
         into.extend_from_slice(b",\"pin_update\":");
         append_optional_cid(into, &options.pin_update)?;
         into.extend_from_slice(b",\"origins\":");
-        append_list(into, &options.origins, |into, origin| {
-            let address = Multiaddr::try_from(origin.clone());
-            append_text(into, &address.map_err(|error| Error::internal(format!("origins: {error}")))?.to_string());
-            Ok(())
-        })?;
+        append_list(into, &options.origins, append_origin)?;
         into.extend_from_slice(b",\"cid\":");
         append_optional_cid(into, &pin.cid)?;
         into.extend_from_slice(b",\"type\":\"");
         into.extend_from_slice(PinType::from_proto(pin.r#type).name().as_bytes());
         into.extend_from_slice(b"\",\"allocations\":");
-        append_list(into, &pin.allocations, |into, peer| self.append_peer(into, peer))?;
+        append_list(into, &pin.allocations, |into, peer| self.texts.append_peer(into, peer))?;
         into.extend_from_slice(b",\"max_depth\":");
         append_number(into, i64::from(pin.max_depth));
         into.extend_from_slice(b",\"reference\":");
         append_optional_cid(into, &pin.reference)?;
         into.extend_from_slice(b",\"timestamp\":\"");
-        self.append_time(into, pin.timestamp.unwrap_or_else(|| Timestamp::default().into()));
+        self.texts.append_time(into, pin.timestamp.unwrap_or_else(|| Timestamp::default().into()));
         into.extend_from_slice(b"\"}\n");
         Ok(())
     }
+}
 
+impl StatusRows {
+    pub fn append(&mut self, into: &mut Vec<u8>, item: &api::GlobalPinInfo) -> Result<()> {
+        let start = into.len();
+        let written = self.write(into, item);
+        if written.is_err() {
+            into.truncate(start);
+        }
+        written
+    }
+
+    fn write(&mut self, into: &mut Vec<u8>, item: &api::GlobalPinInfo) -> Result<()> {
+        let unpinned = TrackerStatus::Unpinned.to_proto() as i32;
+        into.extend_from_slice(b"{\"cid\":");
+        append_optional_cid(into, &item.cid)?;
+        into.extend_from_slice(b",\"name\":");
+        append_text(into, &item.name);
+        into.extend_from_slice(b",\"allocations\":");
+        if item.created.is_none() && item.allocations.is_empty() {
+            into.extend_from_slice(b"null");
+        } else {
+            append_list(into, &item.allocations, |into, peer| self.texts.append_peer(into, peer))?;
+        }
+        into.extend_from_slice(b",\"origins\":");
+        if item.origins.is_empty() && item.peers.iter().all(|peer| peer.status == unpinned) {
+            into.extend_from_slice(b"null");
+        } else {
+            append_list(into, &item.origins, append_origin)?;
+        }
+        into.extend_from_slice(b",\"created\":\"");
+        self.texts.append_time(into, item.created.unwrap_or_else(|| Timestamp::default().into()));
+        into.extend_from_slice(b"\",\"metadata\":");
+        append_metadata(into, &item.metadata);
+        into.extend_from_slice(b",\"peer_map\":{");
+        for (at, peer) in item.peers.iter().enumerate() {
+            if at > 0 {
+                into.push(b',');
+            }
+            self.texts.append_peer(into, &peer.peer)?;
+            into.push(b':');
+            self.write_peer(into, peer)?;
+        }
+        into.extend_from_slice(b"}}\n");
+        Ok(())
+    }
+
+    fn write_peer(&mut self, into: &mut Vec<u8>, peer: &api::PeerStatus) -> Result<()> {
+        let status = TrackerStatus::from_proto(peer.status);
+        into.extend_from_slice(b"{\"peername\":");
+        append_text(into, &peer.peername);
+        if !peer.ipfs_id.is_empty() {
+            into.extend_from_slice(b",\"ipfs_peer_id\":");
+            self.texts.append_peer(into, &peer.ipfs_id)?;
+        }
+        if !peer.ipfs_addresses.is_empty() {
+            into.extend_from_slice(b",\"ipfs_peer_addresses\":");
+            append_list(into, &peer.ipfs_addresses, |into, address| {
+                append_text(into, address);
+                Ok(())
+            })?;
+        }
+        into.extend_from_slice(b",\"status\":\"");
+        into.extend_from_slice(status.name().as_bytes());
+        into.extend_from_slice(b"\",\"timestamp\":\"");
+        self.texts.append_time(into, peer.timestamp.unwrap_or_else(|| Timestamp::default().into()));
+        into.extend_from_slice(b"\",\"error\":");
+        append_text(into, &peer.error);
+        into.extend_from_slice(b",\"attempt_count\":");
+        append_number(into, i64::from(peer.attempt_count));
+        into.extend_from_slice(if peer.priority { b",\"priority_pin\":true" } else { b",\"priority_pin\":false" });
+        let reason = reason_name(types::Reason::try_from(peer.reason).unwrap_or_default());
+        if !reason.is_empty() {
+            into.extend_from_slice(b",\"reason\":");
+            append_text(into, reason);
+        }
+        match (peer.next_try, status) {
+            (Some(time), _) => {
+                into.extend_from_slice(b",\"next_try\":\"");
+                self.texts.append_time(into, time);
+                into.push(b'"');
+            }
+            (None, TrackerStatus::PinError | TrackerStatus::UnpinError) => {
+                into.extend_from_slice(b",\"next_try\":null");
+            }
+            (None, _) => {}
+        }
+        into.push(b'}');
+        Ok(())
+    }
+}
+
+impl Texts {
     fn append_peer(&mut self, into: &mut Vec<u8>, peer: &[u8]) -> Result<()> {
         into.push(b'"');
         if let Some(text) = self.peers.get(peer) {
@@ -157,10 +259,16 @@ fn append_metadata(into: &mut Vec<u8>, metadata: &[types::KeyValue]) {
     into.push(b'}');
 }
 
-fn append_list(
+fn append_origin(into: &mut Vec<u8>, origin: &Vec<u8>) -> Result<()> {
+    let address = Multiaddr::try_from(origin.clone());
+    append_text(into, &address.map_err(|error| Error::internal(format!("origins: {error}")))?.to_string());
+    Ok(())
+}
+
+fn append_list<T>(
     into: &mut Vec<u8>,
-    list: &[Vec<u8>],
-    mut append: impl FnMut(&mut Vec<u8>, &Vec<u8>) -> Result<()>,
+    list: &[T],
+    mut append: impl FnMut(&mut Vec<u8>, &T) -> Result<()>,
 ) -> Result<()> {
     into.push(b'[');
     for (at, item) in list.iter().enumerate() {
@@ -218,6 +326,50 @@ mod tests {
             let mut line = Vec::new();
             rows.append(&mut line, &pin.clone().into()).unwrap();
             let expected = to_go_json(&PinJson::new(&pin, PinSource::State));
+            assert_eq!(String::from_utf8(line).unwrap(), String::from_utf8(expected).unwrap());
+        }
+    }
+
+    /// Goal: the same for statuses, with each thing that may be absent.
+    #[test]
+    fn statuses_as_the_general_way_writes_them() {
+        let peers = [Identity::generate().peer_id, Identity::generate().peer_id];
+        let time = |seconds| Some(types::Time { seconds, nanos: 120_000_000 });
+        let full = api::PeerStatus {
+            peer: peers[0].min(peers[1]).to_bytes(),
+            peername: "<a>".to_owned(),
+            ipfs_id: peers[0].to_bytes(),
+            ipfs_addresses: vec!["/dns4/a/tcp/1".to_owned(), "/ip4/1.2.3.4/tcp/1".to_owned()],
+            status: TrackerStatus::PinError.to_proto() as i32,
+            error: "no \"luck\"".to_owned(),
+            reason: types::Reason::Stalled as i32,
+            attempt_count: 12,
+            priority: true,
+            timestamp: time(1_795_432_063),
+            next_try: time(1_795_432_064),
+            blocks: 1,
+            bytes: 2,
+        };
+        let bare = api::PeerStatus {
+            peer: peers[0].max(peers[1]).to_bytes(),
+            status: TrackerStatus::UnpinError.to_proto() as i32,
+            ..api::PeerStatus::default()
+        };
+        let item = api::GlobalPinInfo {
+            cid: parse_cid("bafkqaaa").unwrap().to_bytes(),
+            name: "n".to_owned(),
+            allocations: peers.iter().map(|peer| peer.to_bytes()).collect(),
+            origins: Vec::new(),
+            created: Some(types::Time { seconds: 1_795_432_063, nanos: 0 }),
+            metadata: vec![types::KeyValue { key: "k".to_owned(), value: "v".to_owned() }],
+            peers: vec![full, bare],
+        };
+        let empty = api::GlobalPinInfo { cid: item.cid.clone(), ..api::GlobalPinInfo::default() };
+        let mut rows = StatusRows::default();
+        for item in [item.clone(), empty, item] {
+            let mut line = Vec::new();
+            rows.append(&mut line, &item).unwrap();
+            let expected = to_go_json(&crate::rest::pins::item_json(&item).unwrap());
             assert_eq!(String::from_utf8(line).unwrap(), String::from_utf8(expected).unwrap());
         }
     }
