@@ -30,7 +30,7 @@ const CLUSTER_ID_BYTES: usize = 16;
 /// One peer's answer to a request to join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Between rounds over the addresses of `--bootstrap`.
-const JOIN_PAUSES: std::ops::Range<Duration> = Duration::from_secs(1)..Duration::from_secs(30);
+const JOIN_PAUSES: std::ops::Range<Duration> = Duration::from_millis(200)..Duration::from_secs(30);
 /// Between attempts to commit the founding.
 const FOUND_PAUSE: Duration = Duration::from_millis(200);
 

@@ -13,6 +13,7 @@ use pinfold_common::{Error, PeerId, Result, VERSION};
 use pinfold_proto::{WIRE_VERSION, types};
 
 use crate::coordinator::rules::{self, Factors};
+use crate::membership::MAX_NAME_BYTES;
 use crate::raft::RaftConfig;
 
 /// Timers below this are below what the scheduler can keep (config.md 4).
@@ -92,7 +93,7 @@ impl Config {
             peerstore,
             backups_rotate: at_least_one(file, "consensus.raft.backups_rotate")?,
             secret: file.secret()?,
-            name: file.peername()?,
+            name: peername(file)?,
             own_monitor: addresses.monitor.clone(),
             addresses,
             multiaddresses: vec![format!("{announced}/p2p/{own}")],
@@ -123,6 +124,15 @@ impl Config {
             ..types::Peer::default()
         }
     }
+}
+
+/// As long as a row may have it.
+fn peername(file: &File) -> Result<String> {
+    let name = file.peername()?;
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Error::invalid(format!("cluster.peername: {} bytes, at most {MAX_NAME_BYTES}", name.len())));
+    }
+    Ok(name)
 }
 
 fn at_least_one(file: &File, key: &str) -> Result<u64> {

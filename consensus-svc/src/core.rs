@@ -47,10 +47,13 @@ pub struct Position {
     pub leader: Leader,
     /// Nothing that was committed when this leader was found is missing here.
     pub caught_up: bool,
+    /// This peer has its place in Raft's configuration: a vote, or, with as many voters as there may be, none. Until
+    /// then the cluster does not bear the failures that its size lets one expect.
+    pub is_settled: bool,
 }
 
 impl Position {
-    pub const NOWHERE: Position = Position { leader: Leader::Nobody, caught_up: false };
+    pub const NOWHERE: Position = Position { leader: Leader::Nobody, caught_up: false, is_settled: false };
 }
 
 pub struct Core {
@@ -173,6 +176,9 @@ impl Core {
             (Leader::This { .. } | Leader::Other(_), false) => {
                 Err(format!("catching up with the leader: applied index {}", self.state.applied_index()))
             }
+            (Leader::This { .. } | Leader::Other(_), true) if !position.is_settled => {
+                Err("waiting for the leader to give this peer its vote".to_owned())
+            }
             (Leader::This { .. } | Leader::Other(_), true) => Ok(()),
         }
     }
@@ -201,29 +207,48 @@ pub async fn at_leader<T>(
 }
 
 /// What of Raft's status decides who leads; the rest changes with every entry.
-fn leadership(status: &RaftStatus) -> (bool, bool, Option<PeerId>, u64) {
-    let leader = status.leader.as_ref().map(|leader| leader.peer_id);
-    (status.is_leader(), status.is_ready_to_lead, leader, status.term)
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Leadership {
+    is_leader: bool,
+    is_ready_to_lead: bool,
+    leader: Option<PeerId>,
+    term: u64,
+    is_settled: bool,
+}
+
+/// A configuration that is half changed does not settle anybody, nor does it unsettle who had a vote before it.
+fn leadership(core: &Core, status: &RaftStatus, was_settled: bool) -> Leadership {
+    let is_settled = if status.voters.contains(&core.node_id) {
+        was_settled || !status.is_joint
+    } else {
+        status.learners.contains(&core.node_id) && status.voters.len() >= core.config.max_voters
+    };
+    Leadership {
+        is_leader: status.is_leader(),
+        is_ready_to_lead: status.is_ready_to_lead,
+        leader: status.leader.as_ref().map(|leader| leader.peer_id),
+        term: status.term,
+        is_settled,
+    }
 }
 
 /// Keeps `position` true until `shutdown`.
 pub async fn follow_leader(core: Arc<Core>, position: watch::Sender<Position>, shutdown: Shutdown) {
     let mut status = core.raft.status();
     loop {
-        let seen = leadership(&status.borrow_and_update());
-        let moved = async |status: &mut watch::Receiver<RaftStatus>| {
-            status.wait_for(|status| leadership(status) != seen).await.is_ok()
+        let was_settled = position.borrow().is_settled;
+        let seen = leadership(&core, &status.borrow_and_update(), was_settled);
+        let leader = match &seen {
+            Leadership { is_leader: true, is_ready_to_lead: true, term, .. } => Leader::This { term: *term },
+            Leadership { is_leader: false, leader: Some(peer), .. } => Leader::Other(*peer),
+            Leadership { is_leader: true, .. } | Leadership { leader: None, .. } => Leader::Nobody,
         };
-        let found = match &seen {
-            (true, true, _, term) => Position { leader: Leader::This { term: *term }, caught_up: true },
-            (true, false, _, _) | (false, _, None, _) => Position::NOWHERE,
-            (false, _, Some(peer), _) => Position { leader: Leader::Other(*peer), caught_up: false },
-        };
-        let leader = found.leader.clone();
-        let is_new = position.borrow().leader != leader;
-        if is_new {
+        if position.borrow().leader != leader {
             tracing::info!(?leader, "leader");
-            position.send_replace(found);
+            let caught_up = matches!(leader, Leader::This { .. });
+            position.send_replace(Position { leader: leader.clone(), caught_up, is_settled: seen.is_settled });
+        } else if was_settled != seen.is_settled {
+            position.send_modify(|position| position.is_settled = seen.is_settled);
         }
         let catch_up = async {
             if let Leader::Other(peer) = &leader {
@@ -231,10 +256,11 @@ pub async fn follow_leader(core: Arc<Core>, position: watch::Sender<Position>, s
             }
             std::future::pending::<()>().await;
         };
+        let moved = status.wait_for(|status| leadership(&core, status, seen.is_settled) != seen);
         tokio::select! {
             () = shutdown.triggered() => return,
             () = catch_up => {}
-            alive = moved(&mut status) => if !alive { return },
+            moved = moved => if moved.is_err() { return },
         }
     }
 }

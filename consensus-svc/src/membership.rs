@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pinfold_common::address::{multiaddr_of, parse_multiaddr};
 use pinfold_common::channel::call;
 use pinfold_common::ids::peer_from_bytes;
 use pinfold_common::shutdown::Shutdown;
@@ -41,6 +42,10 @@ const LINGER: Duration = Duration::from_secs(10);
 const HOLDINGS_PAGE: usize = 500;
 /// Voters that have not answered for so long do not count as running.
 const RECENT_CONTACT: Duration = Duration::from_secs(5);
+
+/// Bounds of what a peer may say about itself.
+pub const MAX_NAME_BYTES: usize = 256;
+const MAX_MULTIADDRESSES: usize = 32;
 
 /// Commits that the caller is a member, or updates its row. One hop to the leader.
 pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<JoinReply> {
@@ -80,6 +85,7 @@ fn check_joiner(request: &JoinCall, cluster_id: &[u8], peers: &PeerTable, joiner
             ),
         ));
     }
+    check_description(request)?;
     if !request.cluster_id.is_empty() && request.cluster_id != cluster_id {
         return Err(Error::new(
             Code::Incompatible,
@@ -95,6 +101,33 @@ fn check_joiner(request: &JoinCall, cluster_id: &[u8], peers: &PeerTable, joiner
             Code::Removed,
             format!("peer {joiner}, node {}, was removed from this cluster", request.node_id),
         ));
+    }
+    Ok(())
+}
+
+/// A row that nobody could reach would stop its peer's promotion, and everybody's fan-outs.
+fn check_description(request: &JoinCall) -> Result<()> {
+    let addresses = request.addresses.clone().unwrap_or_default();
+    for (room, address) in [
+        ("consensus", addresses.consensus),
+        ("monitor", addresses.monitor),
+        ("connector", addresses.connector),
+        ("gateway", addresses.gateway),
+    ] {
+        multiaddr_of(&address).map_err(|error| error.context(format!("join: addresses.{room}")))?;
+    }
+    if request.multiaddresses.len() > MAX_MULTIADDRESSES {
+        return Err(Error::invalid(format!(
+            "join: multiaddresses: {}, at most {MAX_MULTIADDRESSES}",
+            request.multiaddresses.len()
+        )));
+    }
+    for text in &request.multiaddresses {
+        parse_multiaddr(text).map_err(|error| error.context("join: multiaddresses"))?;
+    }
+    let longest = request.name.len().max(request.version.len());
+    if longest > MAX_NAME_BYTES {
+        return Err(Error::invalid(format!("join: name or version of {longest} bytes, at most {MAX_NAME_BYTES}")));
     }
     Ok(())
 }
@@ -497,9 +530,14 @@ mod tests {
     #[test]
     fn joiners_are_checked() {
         let rows = table(&[(1, State::Healthy), (3, State::Removed)]);
-        let good = JoinCall { wire_version: WIRE_VERSION.into(), ..JoinCall::default() };
+        let there = || "127.0.0.1:1".to_owned();
+        let addresses =
+            types::ServiceAddresses { consensus: there(), monitor: there(), connector: there(), gateway: there() };
+        let good = JoinCall { wire_version: WIRE_VERSION.into(), addresses: Some(addresses), ..JoinCall::default() };
         let check = |request: JoinCall| check_joiner(&request, b"here", &rows, &peer_id(3)).map_err(|error| error.code);
         assert_eq!(check(good.clone()), Ok(()));
+        assert_eq!(check(JoinCall { addresses: None, ..good.clone() }), Err(Code::InvalidArgument));
+        assert_eq!(check(JoinCall { multiaddresses: vec!["/x".into()], ..good.clone() }), Err(Code::InvalidArgument));
         assert_eq!(check(JoinCall { wire_version: "0.9".into(), ..good.clone() }), Err(Code::Incompatible));
         assert_eq!(check(JoinCall { cluster_id: b"there".into(), ..good.clone() }), Err(Code::Incompatible));
         assert_eq!(check(JoinCall { node_id: 3, ..good }), Err(Code::Removed));

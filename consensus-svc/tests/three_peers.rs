@@ -294,6 +294,9 @@ async fn who_may_do_what() {
     let (cluster, peers) = Cluster::started(1).await;
     let stranger = cluster.peer().await;
     let join = JoinCall { wire_version: "0.9".into(), ..JoinCall::default() };
+    let nowhere = JoinCall { wire_version: WIRE_VERSION.into(), ..JoinCall::default() };
+    let refused = Error::from(stranger.membership_of(&peers[0]).join(nowhere).await.unwrap_err());
+    assert_eq!(refused.code, Code::InvalidArgument);
     let refused = Error::from(stranger.membership_of(&peers[0]).join(join).await.unwrap_err());
     assert_eq!(refused.code, Code::Incompatible);
     assert!(refused.message.contains("0.9") && refused.message.contains(WIRE_VERSION), "{refused}");

@@ -11,7 +11,7 @@ use crate::pinset::Change;
 /// Changes that are kept.
 pub const MAX_CHANGES: usize = 100_000;
 /// Bytes that they may take, by estimate.
-pub const MAX_BYTES: usize = 32 << 20;
+pub const MAX_BYTES: usize = 16 << 20;
 /// What a decoded pin costs beyond its encoding, roughly.
 const OVERHEAD_BYTES: usize = 300;
 

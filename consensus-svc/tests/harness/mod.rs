@@ -230,7 +230,8 @@ impl Cluster {
         }
         for peer in &peers {
             peer.ready().await;
-            until("everybody votes", || async {
+            // A peer that is ready has its vote; the others may not have heard of it yet.
+            until("everybody is seen to vote", || async {
                 let peerset = peer.status().await.and_then(|status| status.peerset).unwrap_or_default();
                 peerset.peers.iter().filter(|row| row.voter).count() == count
             })

@@ -40,7 +40,7 @@ use writer::{Op, Writer};
 
 /// Batches that wait for the writer. The consensus library sends one at a time.
 const QUEUE: usize = 16;
-const READERS: u32 = 6;
+const READERS: u32 = 4;
 
 /// How far the state has come, and the newest membership it has seen.
 #[derive(Clone, Debug, Default, PartialEq)]
