@@ -280,3 +280,41 @@ async fn a_joiner_keeps_trying() {
     .await;
     tokio::time::timeout(Duration::from_secs(10), peer.stop()).await.unwrap().unwrap();
 }
+
+/// Goal: a small request that becomes large entries is split, and bounded by what an answer can carry; large entries can
+/// be listed and followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_entries() {
+    let (_cluster, peers) = Cluster::started(1).await;
+    let peer = &peers[0];
+    let mut source = request(0);
+    let entry = types::KeyValue { key: "large".into(), value: "x".repeat(16_000) };
+    source.options.as_mut().unwrap().metadata = vec![entry];
+    pin(peer, source).await.unwrap();
+    let before = peer.status().await.unwrap().last_log_index;
+    let copy = |number: u32| {
+        let mut copy = request(number);
+        copy.options.as_mut().unwrap().pin_update = cid(0);
+        copy
+    };
+    let requests = (1..=1000).map(copy).collect();
+    let reply = peer.pins().pin_many(PinManyCall { requests, request_key: b"large".to_vec() }).await;
+    let results = reply.unwrap().into_inner().results;
+    let done = results.iter().filter(|result| matches!(result.result, Some(pin_result::Result::Pin(_)))).count();
+    assert!((300..500).contains(&done), "{done} of 1000 fit in an answer");
+    let status = peer.status().await.unwrap();
+    assert_eq!(status.pins, done as u64 + 1);
+    assert!(status.last_log_index - before >= 6, "entries of about a megabyte");
+    assert_eq!(list(peer, ListCall::default()).await.len(), done + 1);
+    let mut stream = follow(peer, None).await;
+    let mut seen = 0;
+    loop {
+        if let Message::Page(page) = next(&mut stream).await {
+            seen += page.pins.len();
+            if page.end {
+                break;
+            }
+        }
+    }
+    assert_eq!(seen, done + 1);
+}

@@ -7,38 +7,41 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pinfold_common::time::Timestamp;
-use pinfold_common::{Error, Result};
-use pinfold_proto::storage::command::Command as Kind;
+use pinfold_common::{Code, Error, Result};
 use pinfold_proto::storage::stored_outcome::Outcome as StoredKind;
 use pinfold_proto::{monitor, storage, types};
+use prost::Message as _;
 use tokio::time::Instant;
 
 use super::rules::{self, Draft, Surroundings};
-use super::{Answer, Job, Work, allocate};
+use super::{Answer, Job, Work, allocate, propose};
 use crate::core::Core;
-use crate::pinset::{self, ItemOutcome, Outcome, PeerTable, Stale};
+use crate::pinset::{self, PeerTable};
 use crate::raft::ProposeError;
 
+/// Entries of one job, together: its answer has to fit in a message (`pin_update` makes little requests large).
+const MAX_ANSWER_BYTES: usize = 6 << 20;
 /// A decision that came back stale is made so often in all.
-const MAX_ATTEMPTS: usize = 3;
+pub(super) const MAX_ATTEMPTS: usize = 3;
 
 /// One item of one job.
-struct Item {
-    job: usize,
-    place: usize,
+pub(super) struct Item {
+    pub job: usize,
+    pub place: usize,
 }
 
 /// A job with what its items came to so far.
-struct Open {
-    job: Job,
+pub(super) struct Open {
+    pub job: Job,
     results: Vec<Option<Result<types::Pin>>>,
     index: u64,
+    answer_bytes: usize,
     /// Set when the proposal of some item failed: the job as a whole goes back, or fails.
-    failed: Option<ProposeError>,
+    pub failed: Option<ProposeError>,
 }
 
 /// What is proposed for one item.
-enum Step {
+pub(super) enum Step {
     Put(Box<Draft>),
     /// The CIDs that go, the item's own first, and its revision.
     Unpin {
@@ -51,8 +54,10 @@ enum Step {
 /// make a second try harmless.
 pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, failed_commits: &mut u64) -> Vec<Job> {
     let started = Instant::now();
-    let mut open: Vec<Open> =
-        jobs.into_iter().map(|job| Open { results: vec![None; job.work.len()], job, index: 0, failed: None }).collect();
+    let mut open: Vec<Open> = jobs
+        .into_iter()
+        .map(|job| Open { results: vec![None; job.work.len()], job, index: 0, answer_bytes: 0, failed: None })
+        .collect();
     let mut undecided: Vec<Item> = (0..)
         .zip(&open)
         .flat_map(|(job, open)| (0..open.results.len()).map(move |place| Item { job, place }))
@@ -103,7 +108,14 @@ async fn once(
                     draft.place(peers);
                     draft.allocate = None;
                 }
-                steps.push((item, Step::Put(draft)));
+                let job = &mut open[item.job];
+                job.answer_bytes += draft.pin.encoded_len();
+                if job.answer_bytes > MAX_ANSWER_BYTES {
+                    let error = "the batch is too large to be answered: ask for fewer items at once";
+                    settle(open, &item, read_index, Err(Error::new(Code::Exhausted, error)));
+                } else {
+                    steps.push((item, Step::Put(draft)));
+                }
             }
             Ok(step) => steps.push((item, step)),
             Err(error) => {
@@ -128,7 +140,7 @@ async fn once(
             Step::Unpin { .. } => changed.push((item, step)),
         }
     }
-    Ok(propose(core, term, open, changed, now, last).await)
+    Ok(propose::propose(core, term, open, changed, now, last).await)
 }
 
 /// While the pinset is read, the monitor is asked as if nothing was there yet, when most of what is asked for lately was
@@ -285,133 +297,10 @@ async fn place(
     Ok(placed)
 }
 
-fn settle(open: &mut [Open], item: &Item, index: u64, result: Result<types::Pin>) {
+pub(super) fn settle(open: &mut [Open], item: &Item, index: u64, result: Result<types::Pin>) {
     let open = &mut open[item.job];
     open.index = open.index.max(index);
     open.results[item.place] = Some(result);
-}
-
-/// Proposes the puts as one entry and the unpins as another, side by side.
-async fn propose(
-    core: &Core,
-    term: u64,
-    open: &mut [Open],
-    steps: Vec<(Item, Step)>,
-    now: Timestamp,
-    last: bool,
-) -> Vec<Item> {
-    let (mut puts, mut unpins) = (Vec::new(), Vec::new());
-    let (mut put_items, mut unpin_items) = (Vec::new(), Vec::new());
-    for (item, step) in steps {
-        let request_key = open[item.job].job.key.clone();
-        match step {
-            Step::Put(draft) => {
-                let expected_revision = draft.expected_revision();
-                puts.push(storage::Put { pin: Some(draft.pin.clone()), expected_revision, request_key });
-                put_items.push((item, draft));
-            }
-            Step::Unpin { cids, revision } => {
-                // The item's own entry is the one that was read; what goes with it goes as it is.
-                for (cid, expected_revision) in cids.into_iter().zip([revision, 0]) {
-                    let own = expected_revision != 0;
-                    unpins.push(storage::Unpin { cid, expected_revision, request_key: request_key.clone() });
-                    unpin_items.push(own.then_some((item.job, item.place)));
-                }
-            }
-        }
-    }
-    let put = command(core, term, Kind::PutMany(storage::PutMany { puts }), put_items.len(), now);
-    let unpin = command(core, term, Kind::UnpinMany(storage::UnpinMany { unpins }), unpin_items.len(), now);
-    let (put, unpin) = tokio::join!(put, unpin);
-
-    let mut again = Vec::new();
-    match put {
-        Ok((index, outcomes)) => {
-            metrics::counter!("pinfold_consensus_pins_committed_total").increment(put_items.len() as u64);
-            for ((item, draft), outcome) in put_items.into_iter().zip(outcomes) {
-                match outcome {
-                    ItemOutcome::Written(revision) if revision == index => {
-                        settle(open, &item, index, Ok(types::Pin { revision, ..draft.pin }));
-                    }
-                    // Under a key that was used before.
-                    ItemOutcome::Written(revision) => {
-                        let pin = first_written(core, draft.pin, revision).await;
-                        settle(open, &item, index, Ok(pin));
-                    }
-                    ItemOutcome::Stale(stale) => retry(open, item, stale, last, &mut again),
-                    ItemOutcome::Removed(_) | ItemOutcome::Absent => {
-                        settle(open, &item, index, Err(Error::invalid("request_key: was used for an unpin")));
-                    }
-                }
-            }
-        }
-        Err(error) => put_items.iter().for_each(|(item, _)| open[item.job].failed = Some(error.clone())),
-    }
-    match unpin {
-        Ok((index, outcomes)) => {
-            metrics::counter!("pinfold_consensus_unpins_committed_total").increment(unpin_items.len() as u64);
-            for (place, outcome) in unpin_items.into_iter().zip(outcomes) {
-                let Some((job, place)) = place else { continue };
-                let item = Item { job, place };
-                match outcome {
-                    ItemOutcome::Removed(pin) => settle(open, &item, index, Ok(pin.as_ref().clone())),
-                    ItemOutcome::Absent => settle(open, &item, index, Err(Error::not_in_pinset())),
-                    ItemOutcome::Stale(stale) => retry(open, item, stale, last, &mut again),
-                    ItemOutcome::Written(_) => {
-                        settle(open, &item, index, Err(Error::invalid("request_key: was used for a pin")));
-                    }
-                }
-            }
-        }
-        Err(error) => unpin_items.iter().flatten().for_each(|(job, _)| open[*job].failed = Some(error.clone())),
-    }
-    again
-}
-
-/// The entry that the first use of the key wrote, or what this use would have written when it is gone by now.
-async fn first_written(core: &Core, mut pin: types::Pin, revision: u64) -> types::Pin {
-    if let Ok(Some(there)) = core.state.get(&pin.cid).await
-        && there.revision == revision
-    {
-        return there;
-    }
-    pin.revision = revision;
-    pin
-}
-
-fn retry(open: &mut [Open], item: Item, stale: Stale, last: bool, again: &mut Vec<Item>) {
-    metrics::counter!("pinfold_consensus_stale_total").increment(1);
-    if !last {
-        again.push(item);
-        return;
-    }
-    let why = match stale {
-        Stale::Moved => "the entry kept changing",
-        Stale::Peer => "the peers it was given to kept going away",
-    };
-    settle(open, &item, 0, Err(Error::unavailable(format!("{why} while it was decided on, {MAX_ATTEMPTS} times"))));
-}
-
-async fn command(
-    core: &Core,
-    term: u64,
-    kind: Kind,
-    count: usize,
-    now: Timestamp,
-) -> Result<(u64, Vec<ItemOutcome>), ProposeError> {
-    if count == 0 {
-        return Ok((0, Vec::new()));
-    }
-    let started = Instant::now();
-    let command = storage::Command { at: Some(now.into()), request_key: Vec::new(), command: Some(kind) };
-    let (index, outcome) = core.raft.propose_in_term(command, term).await?;
-    metrics::histogram!("pinfold_consensus_proposal_seconds").record(started.elapsed().as_secs_f64());
-    match outcome {
-        Outcome::Items(items) if items.len() >= count => Ok((index, items)),
-        Outcome::Items(_) | Outcome::Peer(_) | Outcome::Done | Outcome::Refused(_) => {
-            unreachable!("apply answers a batch item by item")
-        }
-    }
 }
 
 /// Answers what is decided; returns what has to be tried again.

@@ -2,12 +2,14 @@
 //! else it goes on to the leader, one hop.
 //!
 //! Requests of all callers meet in one bounded queue, so that they share one read, one allocation, one log entry and
-//! one fsync (`queue`). `decide` works a batch off at the leader, `forward` takes one there; `rules` is the pure part,
+//! one fsync (`queue`). `decide` works a batch off at the leader and `propose` brings it into the log, `forward` takes
+//! one to the leader; `rules` is the pure part,
 //! `allocate` asks the monitors. No lock and no slot of this queue's callers is held while a monitor is asked.
 
 mod allocate;
 mod decide;
 mod forward;
+mod propose;
 mod queue;
 pub mod rules;
 

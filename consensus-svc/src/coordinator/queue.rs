@@ -107,7 +107,14 @@ async fn carry_out(core: Arc<Core>, mut jobs: Vec<Job>) {
         let Some(give_up) = jobs.iter().map(|job| job.give_up).max() else { return };
         let leader = position.borrow_and_update().leader.clone();
         jobs = match leader {
-            Leader::This { term } => decide::batch(&core, term, jobs, &mut failed_commits).await,
+            Leader::This { term } => {
+                let back = decide::batch(&core, term, jobs, &mut failed_commits).await;
+                if !back.is_empty() {
+                    // This peer does not lead after all: the watch will say so in a moment.
+                    let _ = tokio::time::timeout(core.config.commit_retry_delay, position.changed()).await;
+                }
+                give_up_late(back, &core)
+            }
             Leader::Other(peer) => {
                 let mut own = refuse_second_hop(jobs, &core);
                 if !keyed {
@@ -117,15 +124,27 @@ async fn carry_out(core: Arc<Core>, mut jobs: Vec<Job>) {
                 forward::batch(&core, &peer, own, &mut position).await
             }
             Leader::Nobody => {
-                let now = Instant::now();
-                let (expired, kept): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.give_up <= now);
-                expired.into_iter().for_each(|job| job.answer(Err(core.no_leader())));
+                let kept = give_up_late(jobs, &core);
                 // Whoever leads next is told by the watch; the time is the bound.
                 let _ = tokio::time::timeout_at(give_up, position.changed()).await;
                 kept
             }
         };
     }
+}
+
+/// Answers the requests whose time is over; returns the others.
+fn give_up_late(jobs: Vec<Job>, core: &Core) -> Vec<Job> {
+    let now = Instant::now();
+    let (late, kept): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.give_up <= now);
+    for job in late {
+        let error = match job.origin {
+            Origin::Own => core.no_leader(),
+            Origin::Forwarded => core.not_leading(),
+        };
+        job.answer(Err(error));
+    }
+    kept
 }
 
 /// A request that was forwarded here while another peer leads goes back to its sender.

@@ -111,7 +111,9 @@ async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sende
     let mut after = call.after;
     let mut is_first = true;
     loop {
-        let limit = CHUNK_PINS.min(usize::try_from(left).unwrap_or(usize::MAX));
+        // With a filter, few rows may be wanted of many that are looked at.
+        let few = if call.types.is_empty() { usize::try_from(left).unwrap_or(usize::MAX) } else { usize::MAX };
+        let limit = CHUNK_PINS.min(few);
         let read = core.state.list(&after, limit, &call.types).await;
         let chunk = match read.and_then(|chunk| changes::decode(&chunk).map(|pins| (pins, chunk))) {
             Ok(chunk) => chunk,
@@ -120,7 +122,8 @@ async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sende
                 return;
             }
         };
-        let (pins, chunk) = chunk;
+        let (mut pins, chunk) = chunk;
+        pins.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         left = left.saturating_sub(pins.len() as u64);
         if is_first || !pins.is_empty() {
             let reply = ListReply { pins, index: chunk.index, stale };

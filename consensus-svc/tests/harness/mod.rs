@@ -297,7 +297,7 @@ impl Peer {
     }
 
     pub fn pins(&self) -> PinsClient<Channel> {
-        PinsClient::new(self.channel())
+        PinsClient::new(self.channel()).max_decoding_message_size(pinfold_common::channel::MAX_MESSAGE_BYTES)
     }
 
     pub fn peers(&self) -> PeersClient<Channel> {
