@@ -145,8 +145,9 @@ fn load(folder: &Path, id: Option<String>, private_key: Option<String>) -> Resul
         Some(bytes) => serde_json::from_slice::<File>(&bytes)
             // serde_json names the field and the place, and does not quote values of the right type
             .map_err(|error| named(Error::invalid(format!("needs exactly id and private_key: {error}"))))?,
-        None => from_old_configuration(folder)?
-            .ok_or_else(|| named(Error::invalid("no identity here; run init first")))?,
+        None => {
+            from_old_configuration(folder)?.ok_or_else(|| named(Error::invalid("no identity here; run init first")))?
+        }
     };
     Identity::parse(&id.unwrap_or(file.id), &private_key.unwrap_or(file.private_key)).map_err(named)
 }

@@ -283,7 +283,8 @@ fn write_peerstore(core: &Core) {
     let others = facts.peers.members().filter(|row| row.node_id != core.node_id);
     let lines: String = others.flat_map(|row| &row.multiaddresses).map(|address| format!("{address}\n")).collect();
     let path = &core.config.peerstore;
-    if let Err(error) = pinfold_common::files::write_atomically(path, lines.as_bytes(), pinfold_common::files::PRIVATE) {
+    if let Err(error) = pinfold_common::files::write_atomically(path, lines.as_bytes(), pinfold_common::files::PRIVATE)
+    {
         tracing::warn!(%error, path = %path.display(), "write the peerstore");
     }
 }

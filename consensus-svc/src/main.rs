@@ -44,8 +44,8 @@ async fn start(command: Command) -> Result<()> {
         None => None,
     };
     let shutdown = Shutdown::new();
-    shutdown.on_signals().map_err(|error| {
-        Error::Common(pinfold_common::Error::internal(format!("listen for signals: {error}")))
-    })?;
+    shutdown
+        .on_signals()
+        .map_err(|error| Error::Common(pinfold_common::Error::internal(format!("listen for signals: {error}"))))?;
     run(config, Listeners { grpc, metrics }, shutdown).await
 }

@@ -71,7 +71,7 @@ impl PinRows {
         into.extend_from_slice(b",\"pin_update\":");
         append_optional_cid(into, &options.pin_update)?;
         into.extend_from_slice(b",\"origins\":");
-        append_list(into, &options.origins, append_origin)?;
+        append_list(into, &options.origins, |into, origin| append_origin(into, origin))?;
         into.extend_from_slice(b",\"cid\":");
         append_optional_cid(into, &pin.cid)?;
         into.extend_from_slice(b",\"type\":\"");
@@ -115,7 +115,7 @@ impl StatusRows {
         if item.origins.is_empty() && item.peers.iter().all(|peer| peer.status == unpinned) {
             into.extend_from_slice(b"null");
         } else {
-            append_list(into, &item.origins, append_origin)?;
+            append_list(into, &item.origins, |into, origin| append_origin(into, origin))?;
         }
         into.extend_from_slice(b",\"created\":\"");
         self.texts.append_time(into, item.created.unwrap_or_else(|| Timestamp::default().into()));
@@ -259,8 +259,8 @@ fn append_metadata(into: &mut Vec<u8>, metadata: &[types::KeyValue]) {
     into.push(b'}');
 }
 
-fn append_origin(into: &mut Vec<u8>, origin: &Vec<u8>) -> Result<()> {
-    let address = Multiaddr::try_from(origin.clone());
+fn append_origin(into: &mut Vec<u8>, origin: &[u8]) -> Result<()> {
+    let address = Multiaddr::try_from(origin.to_vec());
     append_text(into, &address.map_err(|error| Error::internal(format!("origins: {error}")))?.to_string());
     Ok(())
 }

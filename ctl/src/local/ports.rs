@@ -1,6 +1,7 @@
 //! Which port is whose (protocols.md 1): the usual ones for peer 0, 10 more for each next peer.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::{LocalError, Result};
 
@@ -38,23 +39,33 @@ impl Ports {
             .ok_or_else(|| LocalError::new(format!("--port-offset {offset}: ports of peer {index} would exceed 65535")))
     }
 
-    /// Ports that nobody uses now, for tests: the kernel gives them out, all held until the last is known.
+    /// Ports that nobody uses now, for tests: below the range from which the kernel takes the near end of outgoing
+    /// connections, and never the same twice in one process.
     pub fn free() -> std::io::Result<Ports> {
-        let held: Vec<TcpListener> =
-            (0..10).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<std::io::Result<_>>()?;
-        let ports: Vec<u16> = held
-            .iter()
-            .map(|listener| listener.local_addr().map(|address| address.port()))
-            .collect::<Result<_, _>>()?;
-        Ok(Ports {
-            gateway: ports[0],
-            consensus: ports[1],
-            monitor: ports[2],
-            connector: ports[3],
-            metrics: [ports[4], ports[5], ports[6], ports[7]],
-            kubo_rpc: ports[8],
-            kubo_swarm: ports[9],
-        })
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        const FIRST: u16 = 10_000;
+        const COUNT: u16 = 20_000;
+        // Processes that test side by side begin at different places.
+        let start = (std::process::id() % u32::from(COUNT)) as u16;
+        let mut ports = Vec::with_capacity(10);
+        for _ in 0..COUNT {
+            let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                ports.push(port);
+            }
+            if ports.len() == 10 {
+                return Ok(Ports {
+                    gateway: ports[0],
+                    consensus: ports[1],
+                    monitor: ports[2],
+                    connector: ports[3],
+                    metrics: [ports[4], ports[5], ports[6], ports[7]],
+                    kubo_rpc: ports[8],
+                    kubo_swarm: ports[9],
+                });
+            }
+        }
+        Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "no ten free ports between 10000 and 30000"))
     }
 
     /// Says which of a peer's ports is taken before anything is started.

@@ -159,8 +159,8 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = self.signal(Signal::KILL);
         self.shutdown.trigger();
+        let _ = self.signal(Signal::KILL);
     }
 }
 
