@@ -4,6 +4,8 @@ ARG BUILD_IMAGE=rust:1-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
+# What the tests prune afterwards.
+LABEL pinfold.stage=build
 # release, or dev for a quick build; more flags for cargo, such as --offline.
 ARG PROFILE=release
 ARG CARGO_FLAGS=

@@ -19,7 +19,9 @@ done
 work=$(mktemp -d)
 project=pinfoldtest$$
 port=$((20000 + RANDOM % 20000))
-export BUILD_IMAGE=pinfold-test-build RUNTIME_IMAGE=pinfold-test-base PROFILE=dev CARGO_FLAGS=--offline PINFOLD_PORT=$port
+# The build image holds what Cargo.lock names, so it is another one when that changes.
+lock=$(sha256sum Cargo.lock | cut -c1-12)
+export BUILD_IMAGE=pinfold-test-build:$lock RUNTIME_IMAGE=pinfold-test-base PROFILE=dev CARGO_FLAGS=--offline PINFOLD_PORT=$port
 export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
 daemon=
 
@@ -29,6 +31,8 @@ finish() {
   status=$?
   if [ "$status" != 0 ]; then compose logs --tail=20 2>/dev/null | tail -n 120 || true; fi
   compose down -v --remove-orphans >/dev/null 2>&1 || true
+  docker rmi -f "$BUILD_IMAGE" pinfold >/dev/null 2>&1 || true
+  docker image prune -f --filter label=pinfold.stage=build >/dev/null 2>&1 || true
   if [ -n "$daemon" ]; then kill "$daemon" 2>/dev/null || true; wait "$daemon" 2>/dev/null || true; fi
   rm -rf "$work"
   exit "$status"
@@ -62,7 +66,8 @@ if ! docker image inspect "$BUILD_IMAGE" >/dev/null 2>&1; then
   mkdir -p "$work/build/rust" "$work/build/cargo"
   tar -C "$sysroot" -c --exclude=./share . | tar -C "$work/build/rust" -x
   if [ ! -x "$work/build/rust/bin/cargo" ]; then cp "$(command -v cargo)" "$work/build/rust/bin/"; fi
-  # What this build has downloaded already; nothing is fetched inside.
+  # All that Cargo.lock names, downloaded here; nothing is fetched inside.
+  cargo fetch --locked >"$work/fetch.log" 2>&1 || { tail -n 3 "$work/fetch.log"; exit 1; }
   cp -r "${CARGO_HOME:-$HOME/.cargo}/registry" "$work/build/cargo/registry"
   cat > "$work/build/Dockerfile" <<'INNER'
 ARG BASE
