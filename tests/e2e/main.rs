@@ -6,4 +6,5 @@ mod house_rules;
 mod kubo;
 mod pinning;
 mod restarts;
+mod up;
 mod wire;

@@ -102,6 +102,13 @@ async fn connect(from: &KuboNode, to: &KuboNode) {
 async fn common_cases() {
     if !is_on_path() {
         println!("kubo: not on the PATH, {} tests skipped", CASES.len() + 3);
+        // `make test` counts these files at its end.
+        if let Some(folder) = std::env::var_os("PINFOLD_SKIPPED") {
+            let alone = ["origins_are_dialed", "interop", "killed_in_mid_pin"];
+            for name in CASES.iter().map(|(name, _)| *name).chain(alone) {
+                let _ = std::fs::write(std::path::Path::new(&folder).join(format!("kubo_node_{name}")), "kubo");
+            }
+        }
         return;
     }
     let (mut first, second) = (start(), start());
