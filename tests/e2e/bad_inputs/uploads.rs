@@ -30,7 +30,7 @@ const QUERIES: &[(&str, &str)] = &[
     ("expire-in=1ms", "expire-in duration too short"),
     ("user-allocations=abc", "parameter user-allocations invalid: "),
     ("origins=x", "error decoding multiaddress: "),
-    // Files of this machine are never read on a client's word, and shards are not made (issue 3).
+    // Files of this machine are never read on a client's word, and shards are not made.
     ("nocopy=true", "parameter nocopy invalid"),
     ("shard=true&shard-size=1000000", "parameter shard invalid"),
 ];
