@@ -370,29 +370,8 @@ pub async fn linger(core: &Core) {
 
 #[cfg(test)]
 mod tests {
+    use super::supervise::tests::{peer_id, table};
     use super::*;
-
-    fn peer_id(number: u8) -> PeerId {
-        let mut bytes = vec![0, 36, 8, 1, 18, 32];
-        bytes.extend([number; 32]);
-        PeerId::from_bytes(&bytes).unwrap()
-    }
-
-    fn table(rows: &[(u64, State)]) -> PeerTable {
-        let mut table = PeerTable::default();
-        for (node_id, state) in rows {
-            let addresses = types::ServiceAddresses { consensus: "127.0.0.1:1".into(), ..Default::default() };
-            let mut row = types::Peer {
-                peer_id: peer_id(*node_id as u8).to_bytes(),
-                node_id: *node_id,
-                addresses: Some(addresses),
-                ..types::Peer::default()
-            };
-            row.set_state(*state);
-            table.rows.insert(*node_id, row);
-        }
-        table
-    }
 
     /// Goal: who may not join is told why: another version, another cluster, a removed node.
     #[test]

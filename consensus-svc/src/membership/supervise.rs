@@ -115,20 +115,20 @@ async fn supervise_once(core: &Core) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use pinfold_common::PeerId;
     use pinfold_proto::types;
     use pinfold_proto::types::peer::State;
 
     use super::*;
 
-    fn peer_id(number: u8) -> PeerId {
+    pub fn peer_id(number: u8) -> PeerId {
         let mut bytes = vec![0, 36, 8, 1, 18, 32];
         bytes.extend([number; 32]);
         PeerId::from_bytes(&bytes).unwrap()
     }
 
-    fn table(rows: &[(u64, State)]) -> PeerTable {
+    pub fn table(rows: &[(u64, State)]) -> PeerTable {
         let mut table = PeerTable::default();
         for (node_id, state) in rows {
             let addresses = types::ServiceAddresses { consensus: "127.0.0.1:1".into(), ..Default::default() };

@@ -42,10 +42,6 @@ impl Programs {
         Programs { folder }
     }
 
-    pub fn in_folder(folder: PathBuf) -> Programs {
-        Programs { folder: Some(folder) }
-    }
-
     /// The folder to put on the PATH, when the programs are not there already.
     pub fn folder(&self) -> Option<&PathBuf> {
         self.folder.as_ref()
