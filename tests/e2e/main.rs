@@ -5,6 +5,7 @@ mod failover;
 mod house_rules;
 mod kubo;
 mod pinning;
+mod promises;
 mod restarts;
 mod up;
 mod wire;

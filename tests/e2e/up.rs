@@ -9,14 +9,17 @@ use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use pinfold_tests::rest::Rest;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-/// The offset that puts a peer's usual ports on ones that are free now.
+/// The offset that puts two peers' usual ports on ones that are free now, above those that other tests are given.
 fn free_offset() -> u16 {
-    let offset = |ports: Ports| ports.gateway - 9094;
-    (0..50)
-        .map(|_| offset(Ports::free().unwrap()))
+    let first = 30_000 - 8_888;
+    let last = 32_700 - 9_109;
+    // Runs of this test side by side begin at different places.
+    let start = (std::process::id() % 70) as u16 * 20;
+    (0..70)
+        .map(|step| first + (start + step * 20) % (last - first))
         .find(|offset| (0..2).all(|index| Ports::of(index, *offset).is_ok_and(|ports| ports.check_free(index).is_ok())))
         .expect("free ports")
 }
@@ -41,7 +44,9 @@ async fn table(child: &mut Child) -> Vec<String> {
                 return;
             }
         }
-        panic!("ended early: {seen:?}");
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+        panic!("ended early: {seen:?}\n{said}");
     };
     tokio::time::timeout(PATIENCE, reading).await.expect("the table");
     seen
