@@ -12,6 +12,7 @@ pub mod identity;
 pub mod ids;
 pub mod json;
 pub mod member;
+pub mod metric;
 pub mod peerset;
 pub mod pin;
 pub mod server;

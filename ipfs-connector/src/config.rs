@@ -1,5 +1,6 @@
 //! What of `service.json` this room reads (spec/config.md 3, 8, 9 and 11), checked; every message names the full key.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use multiaddr::Multiaddr;
 use pinfold_common::config::File;
 use pinfold_common::identity::Identity;
+use pinfold_common::ids::shorten;
+use pinfold_common::metric::{MAX_NAME_BYTES, MAX_NAMES_PER_PEER, MAX_TTL, MAX_VALUE_BYTES, MIN_TTL, TAG_PREFIX};
 use pinfold_common::tls::{Room, Tls};
 use pinfold_common::{Error, Result};
 
@@ -56,6 +59,10 @@ const CONCURRENT_PINS: &str = "pin_tracker.stateless.concurrent_pins";
 const MAX_QUEUE: &str = "pin_tracker.stateless.max_pin_queue_size";
 const PRIORITY_AGE: &str = "pin_tracker.stateless.priority_pin_max_age";
 const PRIORITY_RETRIES: &str = "pin_tracker.stateless.priority_pin_max_retries";
+const WATERMARK: &str = "informer.disk.watermark";
+const TAGS: &str = "informer.tags.tags";
+/// What is left of the names that one peer may publish when the other informers have theirs.
+const MAX_TAGS: usize = MAX_NAMES_PER_PEER - 8;
 const RECOVER_INTERVAL: &str = "cluster.pin_recover_interval";
 /// More slots than this would only be more open requests at one node.
 const MAX_CONCURRENT_PINS: u64 = 1024;
@@ -144,26 +151,54 @@ fn informers(file: &File) -> Result<Vec<Planned>> {
                 return Err(Error::invalid(what));
             }
         };
-        let ttl = file.positive_duration("informer.disk.metric_ttl")?;
-        planned.push(Planned { informer: Informer::Disk(kind), ttl });
+        let watermark = file.number(WATERMARK)?;
+        if !(watermark > 0.0 && watermark <= 1.0) {
+            return Err(Error::invalid(format!("{WATERMARK}: {watermark} is not above 0 and at most 1")));
+        }
+        planned.push(Planned { informer: Informer::Disk { kind, watermark }, ttl: ttl(file, "informer.disk")? });
     }
     if file.is_present("informer.pinqueue") {
         let bucket = file.uint("informer.pinqueue.weight_bucket_size")?;
-        let ttl = file.positive_duration("informer.pinqueue.metric_ttl")?;
-        planned.push(Planned { informer: Informer::PinQueue { bucket }, ttl });
+        planned.push(Planned { informer: Informer::PinQueue { bucket }, ttl: ttl(file, "informer.pinqueue")? });
     }
     if file.is_present("informer.tags") {
-        let ttl = file.positive_duration("informer.tags.metric_ttl")?;
-        planned.push(Planned { informer: Informer::Tags(file.map("informer.tags.tags")?), ttl });
+        planned.push(Planned { informer: Informer::Tags(tags(file)?), ttl: ttl(file, "informer.tags")? });
     }
     if file.is_present("informer.numpin") {
-        let ttl = file.positive_duration("informer.numpin.metric_ttl")?;
-        planned.push(Planned { informer: Informer::NumPin, ttl });
+        planned.push(Planned { informer: Informer::NumPin, ttl: ttl(file, "informer.numpin")? });
     }
     if planned.is_empty() {
-        return Err(Error::invalid("informer: at least one of disk, tags and pinqueue is needed"));
+        return Err(Error::invalid("informer: at least one of disk, tags, pinqueue and numpin is needed"));
     }
     Ok(planned)
+}
+
+/// A lifetime that every receiver believes.
+fn ttl(file: &File, section: &str) -> Result<Duration> {
+    let key = format!("{section}.metric_ttl");
+    let ttl = file.positive_duration(&key)?;
+    if (MIN_TTL..=MAX_TTL).contains(&ttl) {
+        return Ok(ttl);
+    }
+    Err(Error::invalid(format!("{key}: {ttl:?} is not between {MIN_TTL:?} and {}h", MAX_TTL.as_secs() / 3600)))
+}
+
+/// As many, and as long, as every receiver takes.
+fn tags(file: &File) -> Result<BTreeMap<String, String>> {
+    let tags = file.map(TAGS)?;
+    if tags.len() > MAX_TAGS {
+        return Err(Error::invalid(format!("{TAGS}: {} tags, at most {MAX_TAGS}", tags.len())));
+    }
+    for (key, value) in &tags {
+        if key.is_empty() || TAG_PREFIX.len() + key.len() > MAX_NAME_BYTES {
+            let most = MAX_NAME_BYTES - TAG_PREFIX.len();
+            return Err(Error::invalid(format!("{TAGS}: {:?}: a tag's name has 1 to {most} bytes", shorten(key))));
+        }
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Error::invalid(format!("{TAGS}.{key}: longer than {MAX_VALUE_BYTES} bytes")));
+        }
+    }
+    Ok(tags)
 }
 
 fn positive(file: &File, key: &str) -> Result<u64> {
@@ -186,7 +221,7 @@ mod tests {
         assert_eq!((tracker.concurrent_pins, tracker.policy.max_queued_pins), (10, 1_000_000));
         assert_eq!(tracker.policy.priority_max_age_ms, 86_400_000);
         let names: Vec<Informer> = informers(&file).unwrap().into_iter().map(|planned| planned.informer).collect();
-        assert!(names.contains(&Informer::Disk(DiskMetric::Freespace)), "{names:?}");
+        assert!(names.contains(&Informer::Disk { kind: DiskMetric::Freespace, watermark: 0.85 }), "{names:?}");
         assert!(matches!(backend(&file).unwrap(), Backend::Kubo(_)));
         let embedded = backend(&file.with(BACKEND, json!("embedded"))).unwrap();
         assert!(matches!(embedded, Backend::Embedded(config) if config.storage_max_bytes.is_none()));
@@ -196,7 +231,7 @@ mod tests {
     #[test]
     fn refusals_name_the_key() {
         type Read = fn(&File) -> Option<Error>;
-        let cases: [(&str, serde_json::Value, Read); 7] = [
+        let cases: [(&str, serde_json::Value, Read); 13] = [
             (BACKEND, json!("go-ipfs"), |file| backend(file).err()),
             ("ipfs_connector.ipfshttp.pin_timeout", json!("0s"), |file| backend(file).err()),
             ("ipfs_connector.ipfshttp.unpin_timeout", json!("0s"), |file| backend(file).err()),
@@ -204,10 +239,36 @@ mod tests {
             (CONCURRENT_PINS, json!(100_000), |file| tracker(file).err()),
             (PRIORITY_AGE, json!("0s"), |file| tracker(file).err()),
             ("informer.disk.metric_type", json!("inodes"), |file| informers(file).err()),
+            ("informer.disk.metric_ttl", json!("25h"), |file| informers(file).err()),
+            ("informer.pinqueue.metric_ttl", json!("1ms"), |file| informers(file).err()),
+            (WATERMARK, json!(0), |file| informers(file).err()),
+            (WATERMARK, json!(1.1), |file| informers(file).err()),
+            (TAGS, json!({"": "x"}), |file| informers(file).err()),
+            (TAGS, json!({"region": "x".repeat(5000)}), |file| informers(file).err()),
         ];
         for (key, value, read) in cases {
             let error = read(&File::defaults().with(key, value)).unwrap();
             assert!(error.message.starts_with(key), "{error}");
         }
+    }
+
+    /// Goal: an informer runs when its section is there, each with its own TTL, and numpin too, which the original
+    /// cannot switch on.
+    #[test]
+    fn seed_c13_c14_presence_enables() {
+        let with_numpin = File::defaults()
+            .with("informer.numpin.metric_ttl", json!("7s"))
+            .with("informer.disk.metric_ttl", json!("5m"))
+            .with(TAGS, json!({"region": "eu"}));
+        let planned = informers(&with_numpin).unwrap();
+        let ttl_of = |informer: &Informer| planned.iter().find(|one| one.informer == *informer).map(|one| one.ttl);
+        let disk = Informer::Disk { kind: DiskMetric::Freespace, watermark: 0.85 };
+        assert_eq!(ttl_of(&disk), Some(Duration::from_secs(300)));
+        assert_eq!(ttl_of(&Informer::NumPin), Some(Duration::from_secs(7)));
+        assert_eq!(
+            ttl_of(&Informer::Tags([("region".to_owned(), "eu".to_owned())].into())),
+            Some(Duration::from_secs(30))
+        );
+        assert!(informers(&File::defaults()).unwrap().iter().all(|one| one.informer != Informer::NumPin));
     }
 }

@@ -252,6 +252,8 @@ pub const KEYS: &[Key] = &[
     key("allocator.balanced.allocate_by", Texts, "[\"tag:group\",\"freespace\"]", Shown),
     key("informer.disk.metric_ttl", Duration, "\"30s\"", Shown),
     key("informer.disk.metric_type", Text, "\"freespace\"", Shown),
+    // Used share of the space from which on a peer takes nothing new; 1: only when nothing is left.
+    key("informer.disk.watermark", Number, "0.85", Hidden),
     key("informer.tags.metric_ttl", Duration, "\"30s\"", Shown),
     key("informer.tags.tags", Map, "{\"group\":\"default\"}", Shown),
     key("informer.pinqueue.metric_ttl", Duration, "\"30s\"", Shown),

@@ -44,12 +44,16 @@ pub enum DiskMetric {
 /// One informer and the life of its metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Informer {
-    Disk(DiskMetric),
+    Disk {
+        kind: DiskMetric,
+        /// Used share of the space, above 0 and at most 1, from which on nothing new is taken.
+        watermark: f64,
+    },
     PinQueue {
         bucket: u64,
     },
     Tags(BTreeMap<String, String>),
-    /// Seed era; this peer's pins.
+    /// This peer's pins.
     NumPin,
 }
 

@@ -132,12 +132,23 @@ pub struct RepoStat {
     pub storage_max_bytes: u64,
     /// `None` where counting is not O(1) (Kubo).
     pub blocks: Option<u64>,
+    /// Of the file system with the blocks; `None` where nobody knows.
+    pub disk: Option<Disk>,
 }
 
 impl RepoStat {
+    /// What the node may still take: by its own limit, and by what the file system has (seed:D6).
     pub fn free_bytes(&self) -> u64 {
-        self.storage_max_bytes.saturating_sub(self.size_bytes)
+        let allowed = self.storage_max_bytes.saturating_sub(self.size_bytes);
+        self.disk.map_or(allowed, |disk| allowed.min(disk.free_bytes))
     }
+}
+
+/// A file system, as it counts for a process without privileges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    pub free_bytes: u64,
+    pub size_bytes: u64,
 }
 
 /// What differs between nodes and matters to a caller.

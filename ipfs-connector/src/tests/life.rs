@@ -171,6 +171,28 @@ async fn metrics_reach_the_monitor() {
     connector.stop().await;
 }
 
+/// Goal: seed:C13, seed:G4: metrics come every half of the TTL that is configured, and carry it.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_c13_g4_metrics_every_half_ttl() {
+    let (mut house, node) = (House::new().await, TestNode::new());
+    house.metric_ttl = Duration::from_millis(400);
+    let monitor = house.serve_monitor().await;
+    let connector = house.start(node).await;
+    let after = async |count: u32| {
+        let seen = || ["freespace", "pinqueue", "tag:group"].map(|name| monitor.count(name));
+        let enough =
+            async || if seen().iter().all(|one| *one >= count) { Ok(()) } else { Err(format!("{:?}", seen())) };
+        eventually("published", enough).await;
+        std::time::Instant::now()
+    };
+    let first = after(1).await;
+    assert_eq!(monitor.get("freespace").unwrap().ttl_ms, 400);
+    let sixth = after(6).await;
+    // A node that turns out to be there is measured once more at once.
+    assert!(sixth - first >= house.metric_ttl / 2 * 3, "{:?}", sixth - first);
+    connector.stop().await;
+}
+
 /// Goal: unpins wait until nothing committed is missing; pins do not (protocols.md 8).
 #[tokio::test(flavor = "multi_thread")]
 async fn unpins_wait_until_caught_up() {

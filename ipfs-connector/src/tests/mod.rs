@@ -49,6 +49,7 @@ struct House {
     consensus: String,
     monitor: String,
     concurrent_pins: usize,
+    metric_ttl: Duration,
     stop: Shutdown,
 }
 
@@ -76,7 +77,8 @@ impl House {
         std::fs::create_dir(folder.path().join(crate::FOLDER)).unwrap();
         // Nobody there: informers must not be what anything waits for.
         let monitor = "127.0.0.1:9".to_owned();
-        House { folder, secret, identity, pinset, consensus, monitor, concurrent_pins: 4, stop }
+        let metric_ttl = Duration::from_secs(30);
+        House { folder, secret, identity, pinset, consensus, monitor, concurrent_pins: 4, metric_ttl, stop }
     }
 
     async fn serve_monitor(&mut self) -> Monitor {
@@ -108,11 +110,11 @@ impl House {
                 unpin_disable: false,
             },
             informers: [
-                Informer::Disk(DiskMetric::Freespace),
+                Informer::Disk { kind: DiskMetric::Freespace, watermark: 0.85 },
                 Informer::PinQueue { bucket: 0 },
                 Informer::Tags([("group".to_owned(), "default".to_owned())].into()),
             ]
-            .map(|informer| Planned { informer, ttl: Duration::from_secs(30) })
+            .map(|informer| Planned { informer, ttl: self.metric_ttl })
             .to_vec(),
             informer_trigger_interval: 0,
             connect_swarms_delay: Duration::ZERO,

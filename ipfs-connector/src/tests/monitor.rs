@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 #[derive(Default)]
 struct State {
     metrics: BTreeMap<String, Metric>,
+    /// How often each was published.
+    counts: BTreeMap<String, u32>,
     ipfs: Option<IpfsId>,
 }
 
@@ -30,6 +32,14 @@ pub struct Monitor(Arc<Mutex<State>>);
 impl Monitor {
     pub fn names(&self) -> Vec<String> {
         self.0.lock().metrics.keys().cloned().collect()
+    }
+
+    pub fn count(&self, name: &str) -> u32 {
+        self.0.lock().counts.get(name).copied().unwrap_or(0)
+    }
+
+    pub fn get(&self, name: &str) -> Option<Metric> {
+        self.0.lock().metrics.get(name).cloned()
     }
 
     pub fn knows_ipfs(&self) -> bool {
@@ -60,6 +70,9 @@ impl monitor_server::Monitor for Monitor {
     async fn publish(&self, request: Request<PublishCall>) -> Result<Response<PublishReply>, Status> {
         let PublishCall { metrics, ipfs, .. } = request.into_inner();
         let mut state = self.0.lock();
+        for metric in &metrics {
+            *state.counts.entry(metric.name.clone()).or_default() += 1;
+        }
         state.metrics.extend(metrics.into_iter().map(|metric| (metric.name.clone(), metric)));
         if ipfs.is_some() {
             state.ipfs = ipfs;

@@ -159,7 +159,7 @@ impl IpfsNode for TestNode {
 
     async fn repo_stat(&self) -> Result<RepoStat> {
         self.check()?;
-        Ok(RepoStat { size_bytes: 0, storage_max_bytes: 100, blocks: Some(0) })
+        Ok(RepoStat { size_bytes: 0, storage_max_bytes: 100, blocks: Some(0), disk: None })
     }
 
     async fn resolve(&self, path: &str) -> Result<Cid> {

@@ -36,8 +36,8 @@ use pinfold_common::{Cid, PeerId};
 use super::task_stream::task_stream;
 use super::verify::{Verified, inline_data};
 use super::{
-    Blocks, Capabilities, DEFAULT_HOLD, GcEvents, IpfsNode, NodeError, NodeId, PinAdd, PinEvents, PinList, PinState,
-    PutReport, RepoStat, Result,
+    Blocks, Capabilities, DEFAULT_HOLD, Disk, GcEvents, IpfsNode, NodeError, NodeId, PinAdd, PinEvents, PinList,
+    PinState, PutReport, RepoStat, Result,
 };
 use exchange::{BlockExchange, Gateways, Sources, Want};
 use index::Index;
@@ -117,7 +117,7 @@ impl EmbeddedNode {
         let storage_max_bytes = match config.storage_max_bytes {
             Some(bytes) => bytes,
             None => {
-                let free = free_bytes(&config.folder).map_err(|error| at(&error))?;
+                let free = disk_of(&config.folder).map_err(|error| at(&error))?.free_bytes;
                 index.size_bytes().saturating_add(free / 100 * DEFAULT_SHARE_OF_FREE)
             }
         };
@@ -229,10 +229,13 @@ fn own_peer_id(folder: &Path) -> pinfold_common::Result<PeerId> {
     }
 }
 
-/// What a process without privileges may still write there.
-fn free_bytes(folder: &Path) -> std::io::Result<u64> {
+/// The file system with that folder, as it counts for a process without privileges.
+fn disk_of(folder: &Path) -> std::io::Result<Disk> {
     let stat = rustix::fs::statvfs(folder)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(Disk {
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        size_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
 }
 
 #[async_trait]
@@ -320,8 +323,14 @@ impl IpfsNode for EmbeddedNode {
     }
 
     async fn repo_stat(&self) -> Result<RepoStat> {
+        let folder = &self.0.config.folder;
+        // One call of the kernel's, from its memory: cheaper than a hand-over to another thread.
+        let disk = disk_of(folder)
+            .inspect_err(|error| tracing::debug!(folder = %folder.display(), %error, "measure the file system"))
+            .ok();
         let store = &self.0.store;
         Ok(RepoStat {
+            disk,
             size_bytes: store.index().size_bytes(),
             storage_max_bytes: store.storage_max_bytes(),
             blocks: Some(store.index().blocks()),

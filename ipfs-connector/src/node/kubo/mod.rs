@@ -30,13 +30,16 @@ use pinfold_common::{Cid, PeerId};
 use super::task_stream::task_stream;
 use super::verify::{Verified, inline_data};
 use super::{
-    Blocks, Capabilities, GcEvent, GcEvents, IpfsNode, MAX_BLOCK_BYTES, NodeError, NodeId, PinAdd, PinEvents, PinList,
-    PinState, PutReport, RepoStat, Result,
+    Blocks, Capabilities, Disk, GcEvent, GcEvents, IpfsNode, MAX_BLOCK_BYTES, NodeError, NodeId, PinAdd, PinEvents,
+    PinList, PinState, PutReport, RepoStat, Result,
 };
 use rpc::{Call, Rpc};
 
 /// How much longer than Kubo's own deadline for a block ours is.
 const BLOCK_DEADLINE_MARGIN: Duration = Duration::from_secs(2);
+
+/// For what the daemon knows of its host; nothing waits for it that matters.
+const DISK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the node is and how long it may take (`ipfs_connector.ipfshttp`).
 #[derive(Clone, Debug)]
@@ -80,6 +83,19 @@ impl KuboNode {
         let rpc = Arc::new(Rpc::new(&config.api)?);
         Ok(KuboNode(Arc::new(Shared { config, rpc, collecting: AtomicBool::new(false) })))
     }
+
+    /// The file system of its repository, as the daemon sees it, wherever it runs. A daemon that was started for a
+    /// repository elsewhere tells of the wrong one: that is noticed when less is used there than the repository has.
+    async fn disk(&self, repo_size_bytes: u64) -> Option<Disk> {
+        let answer: Result<SystemAnswer> = self.0.rpc.ask(Call::new("diag/sys"), DISK_DEADLINE).await;
+        match answer {
+            Ok(answer) => answer.diskinfo.and_then(|told| plausible_disk(told, repo_size_bytes)),
+            Err(error) => {
+                tracing::debug!(%error, "ask the ipfs node for its file system");
+                None
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -96,6 +112,22 @@ struct IdAnswer {
 struct StatAnswer {
     repo_size: u64,
     storage_max: u64,
+}
+
+#[derive(Deserialize)]
+struct SystemAnswer {
+    diskinfo: Option<DiskAnswer>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+struct DiskAnswer {
+    total_space: u64,
+    free_space: u64,
+}
+
+fn plausible_disk(told: DiskAnswer, repo_size_bytes: u64) -> Option<Disk> {
+    let used = told.total_space.checked_sub(told.free_space)?;
+    (used >= repo_size_bytes).then_some(Disk { free_bytes: told.free_space, size_bytes: told.total_space })
 }
 
 #[derive(Deserialize)]
@@ -226,7 +258,8 @@ impl IpfsNode for KuboNode {
     async fn repo_stat(&self) -> Result<RepoStat> {
         let call = Call::new("repo/stat").option("size-only", true);
         let answer: StatAnswer = self.0.rpc.ask(call, self.0.config.request_timeout).await?;
-        Ok(RepoStat { size_bytes: answer.repo_size, storage_max_bytes: answer.storage_max, blocks: None })
+        let disk = self.disk(answer.repo_size).await;
+        Ok(RepoStat { size_bytes: answer.repo_size, storage_max_bytes: answer.storage_max, blocks: None, disk })
     }
 
     async fn resolve(&self, path: &str) -> Result<Cid> {
