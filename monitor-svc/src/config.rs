@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pinfold_common::config::File;
 use pinfold_common::identity::Identity;
+use pinfold_common::metric::{FREESPACE, MAX_NAME_BYTES, MAX_TTL, NUMPIN, PINQUEUE, REPOSIZE, TAG_PREFIX};
 use pinfold_common::tls::{Room, Tls};
 use pinfold_common::{Error, Result};
 
 use crate::allocator::MAX_LEVELS;
-use crate::window::{FREESPACE, MAX_NAME_BYTES, MAX_TTL, PINQUEUE, REPOSIZE};
 
 /// The monitor of one peer.
 #[derive(Clone)]
@@ -91,13 +91,13 @@ fn allocate_by(file: &File) -> Result<Vec<String>> {
 }
 
 fn has_informer(file: &File, metric: &str) -> Result<bool> {
-    if let Some(tag) = metric.strip_prefix("tag:") {
+    if let Some(tag) = metric.strip_prefix(TAG_PREFIX) {
         return Ok(file.is_present("informer.tags") && file.map("informer.tags.tags")?.contains_key(tag));
     }
     Ok(match metric {
         FREESPACE | REPOSIZE => file.is_present("informer.disk") && file.string("informer.disk.metric_type")? == metric,
         PINQUEUE => file.is_present("informer.pinqueue"),
-        "numpin" => file.is_present("informer.numpin"),
+        NUMPIN => file.is_present("informer.numpin"),
         _ => false,
     })
 }

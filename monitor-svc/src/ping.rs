@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pinfold_common::ids::{peer_from_bytes, shorten};
+use pinfold_common::metric::PING;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::time::Timestamp;
 use pinfold_common::tls::Room;
@@ -18,7 +19,6 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::store::Store;
-use crate::window::PING;
 
 /// Bounds of what a ping may carry; a receiver cuts what is longer.
 pub const MAX_PEERNAME_BYTES: usize = 256;

@@ -16,6 +16,7 @@ use crate::alerts::Alert;
 use crate::allocator::{Item, Outcome};
 use crate::error::MonitorError;
 use crate::known::{Known, Now};
+use crate::liveness::OBSERVE_INTERVAL;
 use crate::ping::{Beat, bounded_ipfs};
 use crate::window::Entry;
 
@@ -23,8 +24,6 @@ use crate::window::Entry;
 const QUEUE: usize = 1024;
 /// For a place in the queue; the task answers within milliseconds once a command is in it.
 const QUEUE_DEADLINE: Duration = Duration::from_secs(1);
-/// How often the task looks at the time: pauses of this process are found by it.
-const TICK: Duration = Duration::from_secs(1);
 
 /// Verdicts, and whether everybody was heard of.
 pub struct Verdicts {
@@ -141,7 +140,7 @@ pub struct Owner {
 
 impl Owner {
     pub async fn run(mut self, shutdown: Shutdown) {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(OBSERVE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut checks = tokio::time::interval(self.check_interval);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -9,29 +9,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use pinfold_common::PeerId;
+use pinfold_common::metric::{
+    FREESPACE, MAX_NAME_BYTES, MAX_NAMES_PER_PEER, MAX_NOTE_BYTES, MAX_TTL, MAX_VALUE_BYTES, MIN_TTL, NUMPIN, PING,
+    PINQUEUE, REPOSIZE,
+};
 use pinfold_proto::types::Metric;
 
 use crate::error::MonitorError;
 
-/// Metric names held for one peer; a new one beyond that takes the place of one that expired, or is refused.
-pub const MAX_NAMES_PER_PEER: usize = 64;
-pub const MAX_NAME_BYTES: usize = 128;
-pub const MAX_VALUE_BYTES: usize = 4096;
 /// Peers with metrics; far above any cluster that one leader can serve.
 pub const MAX_PEERS: usize = 4096;
-/// Shorter lifetimes are refused: the metric would be gone before anybody reads it.
-pub const MIN_TTL: Duration = Duration::from_millis(100);
-/// Longer lifetimes are cut to this.
-pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 /// No disk has more; a larger free space is a lie or a defect, and would draw every pin.
 pub const MAX_FREE_BYTES: i64 = 1 << 60;
+/// Nor does any peer hold more pins.
+const MAX_COUNT: i64 = 1 << 48;
 /// How long an expired metric is remembered, so that its expiry can be told.
 pub const FORGET_AFTER: Duration = Duration::from_secs(3600);
-
-pub const PING: &str = "ping";
-pub const FREESPACE: &str = "freespace";
-pub const REPOSIZE: &str = "reposize";
-pub const PINQUEUE: &str = "pinqueue";
 
 /// Who told us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,12 +164,18 @@ impl Windows {
     }
 }
 
-/// Whether an offered metric takes the place of the known one. A sender that restarted with its clock set back is heard
-/// again when what it said before has expired.
+/// Sequences start from the sender's wall clock, in microseconds, and grow by one: a message that was overtaken is a few
+/// behind, and a sender that restarted with its clock set back is far behind.
+const RESTART_GAP: u64 = 1_000_000;
+
+/// Whether an offered metric takes the place of the known one.
 fn replaces(offered: &Metric, source: Source, known: &Entry, now: Instant) -> bool {
     match (source, known.source) {
         (Source::Itself, Source::Hearsay) => true,
-        (Source::Itself, Source::Itself) => offered.sequence > known.metric.sequence || known.is_expired(now),
+        (Source::Itself, Source::Itself) => {
+            let began_anew = offered.sequence.saturating_add(RESTART_GAP) < known.metric.sequence;
+            offered.sequence > known.metric.sequence || began_anew || known.is_expired(now)
+        }
         (Source::Hearsay, Source::Itself) => known.is_expired(now) && offered.sequence > known.metric.sequence,
         (Source::Hearsay, Source::Hearsay) => offered.sequence > known.metric.sequence,
     }
@@ -186,20 +185,25 @@ fn check(metric: &Metric) -> Result<(), MonitorError> {
     if metric.name.is_empty() || metric.name.len() > MAX_NAME_BYTES {
         return Err(refusal(metric, "its name is empty or too long"));
     }
-    if metric.value.len() > MAX_VALUE_BYTES {
+    if metric.value.len() > MAX_VALUE_BYTES || metric.note.len() > MAX_NOTE_BYTES {
         return Err(refusal(metric, "its value is too long"));
     }
     if Duration::from_millis(metric.ttl_ms) < MIN_TTL {
         return Err(refusal(metric, "its TTL is too short"));
     }
-    let implausible = match metric.name.as_str() {
-        FREESPACE => metric.weight < 0 || metric.weight > MAX_FREE_BYTES,
-        REPOSIZE => metric.weight > 0 || metric.weight < -MAX_FREE_BYTES,
-        PINQUEUE => metric.weight > 0,
-        _ => false,
+    let limits = match metric.name.as_str() {
+        FREESPACE => Some(0..=MAX_FREE_BYTES),
+        REPOSIZE => Some(-MAX_FREE_BYTES..=0),
+        PINQUEUE | NUMPIN => Some(-MAX_COUNT..=0),
+        _ => None,
     };
-    if metric.valid && implausible {
+    let Some(limits) = limits else { return Ok(()) };
+    if !limits.contains(&metric.weight) {
         return Err(refusal(metric, "its weight is implausible"));
+    }
+    // People and scripts read the value: a metric that counts has a count in it.
+    if metric.value.parse::<u64>().is_err() {
+        return Err(refusal(metric, "its value is not a count"));
     }
     Ok(())
 }
@@ -256,7 +260,7 @@ mod tests {
         assert_eq!(accept(&mut windows, a, metric(FREESPACE, 4, 1000), later), Ok(Accepted::Old));
         let expired = now + Duration::from_millis(1000);
         assert!(windows.latest(FREESPACE, expired).is_empty());
-        // The sender restarted with an older clock.
+        // A restarted sender may say anything once that has expired, and at once with a clock that was set back.
         assert_eq!(accept(&mut windows, a, metric(FREESPACE, 3, 1000), expired), Ok(Accepted::New));
         assert_eq!(accept(&mut windows, a, metric(FREESPACE, 4, 1000), expired), Ok(Accepted::New));
     }
@@ -285,6 +289,13 @@ mod tests {
             Metric { weight: i64::MAX, ..metric(FREESPACE, 1, 1000) },
             Metric { weight: i64::MIN, ..metric(REPOSIZE, 1, 1000) },
             Metric { weight: 1, ..metric(PINQUEUE, 1, 1000) },
+            Metric { weight: i64::MIN, ..metric(NUMPIN, 1, 1000) },
+            Metric { value: "NaN".to_owned(), ..metric(FREESPACE, 1, 1000) },
+            Metric { value: "-1".to_owned(), ..metric(FREESPACE, 1, 1000) },
+            Metric { value: "1e300".to_owned(), ..metric(FREESPACE, 1, 1000) },
+            // Not valid does not mean unchecked.
+            Metric { valid: false, weight: i64::MAX, ..metric(FREESPACE, 1, 1000) },
+            Metric { note: "n".repeat(MAX_NOTE_BYTES + 1), ..metric("x", 1, 1000) },
         ];
         for bad in refused {
             assert!(accept(&mut windows, a, bad.clone(), now).is_err(), "{bad:?}");

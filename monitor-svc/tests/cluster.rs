@@ -151,7 +151,14 @@ impl Peer {
 }
 
 fn metric(name: &str, weight: i64) -> Metric {
-    Metric { name: name.to_owned(), value: "v".to_owned(), weight, valid: true, ttl_ms: 30_000, ..Metric::default() }
+    Metric {
+        name: name.to_owned(),
+        value: weight.unsigned_abs().to_string(),
+        weight,
+        valid: true,
+        ttl_ms: 30_000,
+        ..Metric::default()
+    }
 }
 
 fn batch(range: std::ops::Range<u32>, factor: i32) -> AllocateRequest {
@@ -176,7 +183,7 @@ async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) 
 /// Goal: two monitors that start together know of each other within a moment, and allocate; what each says of itself
 /// is what the other one has, with the sender's name, node and services inside.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_monitors_tell_each_other() {
+async fn seed_g4_two_monitors_tell_each_other() {
     let mut peers = peers(2).await;
     for (number, peer) in peers.iter_mut().enumerate() {
         peer.start(&format!("p{number}")).await;
@@ -211,7 +218,7 @@ async fn two_monitors_tell_each_other() {
 /// Goal: a peer that stops is suspected when pings and Raft contact are both silent, an alert fires, and its return
 /// resolves it. Raft contact alone keeps it healthy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_goes_and_comes_back() {
+async fn seed_g1_g5_a_peer_goes_and_comes_back() {
     let mut peers = peers(2).await;
     peers[0].start("p0").await;
     peers[1].start("p1").await;

@@ -46,7 +46,11 @@ impl Gossip for Echo {
 
     async fn pull(&self, request: Request<PullCall>) -> Result<Response<PullReply>, Status> {
         let peer_id = caller(&request)?.to_bytes();
-        Ok(Response::new(PullReply { metrics: Vec::new(), pings: vec![PeerPing { peer_id, ping: None, age_ms: 0 }] }))
+        Ok(Response::new(PullReply {
+            metrics: Vec::new(),
+            pings: vec![PeerPing { peer_id, ping: None, age_ms: 0 }],
+            incidents: Vec::new(),
+        }))
     }
 }
 

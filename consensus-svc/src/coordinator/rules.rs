@@ -294,16 +294,18 @@ pub fn unpin(existing: Option<&types::Pin>) -> Result<Vec<Vec<u8>>> {
     }
 }
 
-/// The original's text, which clients compare.
+/// The original's words, which clients compare (rest-api.md 2). Where space is all that is missing it is another error (attack:A10), for which
+/// the original has no status.
 pub fn too_few(told: &monitor::TooFew) -> Error {
-    Error::new(
-        Code::NotEnoughPeers,
-        format!(
-            "not enough peers to allocate CID. Needed at least: {}. Wanted at most: {}. Available candidates: {}. \
-             See logs for more info.",
-            told.needed, told.wanted, told.candidates
-        ),
-    )
+    let words = format!(
+        "not enough peers to allocate CID. Needed at least: {}. Wanted at most: {}. Available candidates: {}. \
+         See logs for more info.",
+        told.needed, told.wanted, told.candidates
+    );
+    if told.full > 0 && told.candidates.saturating_add(told.full) >= told.needed {
+        return Error::new(Code::StorageFull, format!("{words} Peers without space: {}.", told.full));
+    }
+    Error::new(Code::NotEnoughPeers, words)
 }
 
 #[cfg(test)]
@@ -567,11 +569,20 @@ mod tests {
 
     #[test]
     fn too_few_in_the_original_words() {
-        let told = monitor::TooFew { needed: 7, wanted: 7, candidates: 1, reasons: Vec::new() };
+        let told = monitor::TooFew { needed: 7, wanted: 7, candidates: 1, reasons: Vec::new(), full: 2 };
+        assert_eq!(too_few(&told).code, Code::NotEnoughPeers);
         assert_eq!(
             too_few(&told).message,
             "not enough peers to allocate CID. Needed at least: 7. Wanted at most: 7. Available candidates: 1. \
              See logs for more info."
         );
+    }
+
+    /// Goal: attack:A10: disks that are full everywhere are told as that, with a status of its own.
+    #[test]
+    fn seed_d6_all_disks_are_full() {
+        let told = monitor::TooFew { needed: 2, wanted: 3, candidates: 0, reasons: Vec::new(), full: 3 };
+        assert_eq!(too_few(&told).code, Code::StorageFull);
+        assert!(too_few(&told).message.ends_with("Peers without space: 3."));
     }
 }

@@ -100,7 +100,7 @@ impl FakeMonitor {
                 needed,
                 wanted: item.replication_factor_max - current,
                 candidates: candidates.len() as i32,
-                reasons: Vec::new(),
+                ..TooFew::default()
             };
             return Placed { result: Some(result::Result::TooFew(too_few)) };
         }

@@ -6,16 +6,16 @@
 //!
 //! Reservations change weights, so that a burst spreads: free space is divided by the shares a peer got (plus one), so
 //! that a burst spreads in proportion to free space, and peers whose free space differs by a percent differ by a percent
-//! in what they get. Used space is multiplied in the same way; a queue grows by what was given. Among equals, the one
+//! in what they get. Used space and the number of pins are multiplied in the same way; a queue grows by what was given. Among equals, the one
 //! with the fewest shares is first, then the hash of CID and peer ID decides (`beh:B9.11`).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use pinfold_common::PeerId;
+use pinfold_common::metric::{FREESPACE, NUMPIN, PINQUEUE, REPOSIZE};
 
 use super::ledger::Ledger;
-use crate::window::{FREESPACE, PINQUEUE, REPOSIZE};
 
 /// Metrics in `allocate_by`.
 pub const MAX_LEVELS: usize = 8;
@@ -75,6 +75,7 @@ enum Effect {
     Space,
     Used,
     Queue { bucket: f64 },
+    Count,
     None,
 }
 
@@ -84,6 +85,7 @@ impl Effect {
             FREESPACE => Effect::Space,
             REPOSIZE => Effect::Used,
             PINQUEUE => Effect::Queue { bucket: pinqueue_bucket.max(1) as f64 },
+            NUMPIN => Effect::Count,
             _ => Effect::None,
         }
     }
@@ -94,6 +96,7 @@ impl Effect {
             Effect::Space => (weight - bytes).max(0.0) / (shares + 1.0),
             Effect::Used => (weight - bytes - 1.0) * (shares + 1.0),
             Effect::Queue { bucket } => weight - (shares / bucket).floor(),
+            Effect::Count => (weight - 1.0) * (shares + 1.0),
             Effect::None => weight,
         }
     }
@@ -266,6 +269,14 @@ impl Field {
         self.ranks[index as usize] = Rank { key, rest, shares, hash };
     }
 
+    /// A disk that is full says so by a metric that is not valid.
+    pub(super) fn is_want_of_space(&self, block: Block) -> bool {
+        match block {
+            Block::Invalid(position) => [FREESPACE, REPOSIZE].contains(&self.names[position].as_str()),
+            Block::Standing(_) | Block::Absent(_) | Block::Expired(_) | Block::NoMetric => false,
+        }
+    }
+
     /// Why this peer gets nothing new, for people.
     pub(super) fn explain(&self, block: Block) -> String {
         let name = |position: usize| &self.names[position];
@@ -277,7 +288,7 @@ impl Field {
             Block::Standing(Standing::Live | Standing::Hampered) => "live".to_owned(),
             Block::Absent(position) => format!("has published no {}", name(position)),
             Block::Expired(position) => format!("its {} has expired", name(position)),
-            Block::Invalid(position) if name(position) == FREESPACE => "its disk is full".to_owned(),
+            Block::Invalid(_) if self.is_want_of_space(block) => "its disk is full".to_owned(),
             Block::Invalid(position) => format!("its {} is not valid", name(position)),
             Block::NoMetric => format!("nobody has published {}", self.names.join(", ")),
         }

@@ -80,6 +80,8 @@ pub struct TooFew {
     pub candidates: usize,
     /// Per peer left out, why.
     pub reasons: Vec<String>,
+    /// Of those left out, how many for want of space alone.
+    pub full: usize,
 }
 
 /// Decides a batch in order; each item sees what the ones before it were given.
@@ -106,7 +108,7 @@ fn every_live_peer(field: &Field) -> Outcome {
     let peers: Vec<PeerId> = field.peers.iter().filter(|peer| is_there(peer.standing)).map(|peer| peer.id).collect();
     if peers.is_empty() {
         let reasons = reasons(field, &HashSet::new(), &[]);
-        return Outcome::TooFew(TooFew { needed: 1, wanted: field.peers.len(), candidates: 0, reasons });
+        return Outcome::TooFew(TooFew { needed: 1, wanted: field.peers.len(), candidates: 0, reasons, full: 0 });
     }
     Outcome::Peers(peers)
 }
@@ -130,7 +132,8 @@ fn allocate_between(field: &mut Field, item: &Item, min: usize, max: usize) -> O
     if candidates < needed {
         let excluded: HashSet<PeerId> = item.exclude.iter().copied().collect();
         let reasons = reasons(field, &excluded, &classes.current);
-        return Outcome::TooFew(TooFew { needed, wanted, candidates, reasons });
+        let full = count_full(field, &excluded, &classes.current);
+        return Outcome::TooFew(TooFew { needed, wanted, candidates, reasons, full });
     }
     let mut picks: Vec<u32> = Vec::new();
     for class in [&classes.priority, &classes.candidates, &classes.hampered] {
@@ -208,6 +211,15 @@ fn keep_best(field: &Field, current: &[u32], max: usize, cid_hash: u64) -> HashS
 fn deduplicated(peers: &[PeerId]) -> Vec<PeerId> {
     let mut seen = HashSet::new();
     peers.iter().copied().filter(|peer| seen.insert(*peer)).collect()
+}
+
+/// Peers that would be candidates if they had space.
+fn count_full(field: &Field, excluded: &HashSet<PeerId>, current: &[u32]) -> usize {
+    let left_out = (0..).zip(&field.peers).filter(|(index, peer)| {
+        let is_full = peer.block.is_some_and(|block| field.is_want_of_space(block));
+        is_full && !current.contains(index) && !excluded.contains(&peer.id)
+    });
+    left_out.count()
 }
 
 fn reasons(field: &Field, excluded: &HashSet<PeerId>, current: &[u32]) -> Vec<String> {

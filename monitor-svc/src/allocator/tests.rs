@@ -156,7 +156,7 @@ fn factors() {
 
 /// Goal: the example of beh:B9.7: one peer of each region, the one with most free space, the regions with most first.
 #[test]
-fn one_of_each_region() {
+fn seed_c14_one_of_each_region() {
     let mut c = cluster(&["tag:region", "freespace"], 6)
         .tag("tag:region", &["eu", "eu", "us", "us", "asia", "asia"])
         .weigh("freespace", &[10 * TB, 20 * TB, 50 * TB, 40 * TB, 5 * TB, 6 * TB]);
@@ -202,7 +202,7 @@ fn equal_peers() {
 
 /// Goal: beh:B9.4: kept, filled, shrunk; what was neither valid nor kept vanishes.
 #[test]
-fn growing_and_shrinking() {
+fn seed_h3_h7_growing_and_shrinking() {
     let fresh = || cluster(&["freespace"], 6).weigh("freespace", &[6 * TB, 5 * TB, 4 * TB, 3 * TB, 2 * TB, TB]);
     // A user asks: filled up to max (beh:B8.13 NEW); holders first, in stored order.
     let mut c = fresh();
@@ -222,7 +222,7 @@ fn growing_and_shrinking() {
 
 /// Goal: seed:H2: min 2 max 3, three allocations: one away changes nothing, two away are replaced.
 #[test]
-fn holders_that_are_away() {
+fn seed_h2_holders_that_are_away() {
     let fresh = || cluster(&["freespace"], 6).weigh("freespace", &[TB; 6]).standing(0, Standing::Away);
     let mut c = fresh();
     assert_eq!(c.letters(if_below_min(c.item(2, 3, "ABC"))), "ABC");
@@ -245,7 +245,7 @@ fn holders_that_are_away() {
 
 /// Goal: a full disk keeps what it has and gets nothing new; the same goes for a peer in doubt.
 #[test]
-fn holding_and_getting_more() {
+fn seed_d6_holding_and_getting_more() {
     let fresh = || {
         cluster(&["freespace"], 4)
             .weigh("freespace", &[9 * TB, 8 * TB, TB, 2 * TB])
@@ -374,14 +374,21 @@ fn is_even(counts: &[usize]) -> bool {
 /// one batch, one by one, or over a minute; with the group tag of the default configuration or without.
 #[test]
 fn a_burst_on_equal_peers() {
-    for by in [vec!["freespace"], vec!["tag:group", "freespace"], vec!["reposize"], vec!["pinqueue"], vec!["tag:group"]]
-    {
+    for by in [
+        vec!["freespace"],
+        vec!["tag:group", "freespace"],
+        vec!["reposize"],
+        vec!["pinqueue"],
+        vec!["numpin"],
+        vec!["tag:group"],
+    ] {
         let fresh = || {
             cluster(&by, 5)
                 .tag("tag:group", &["default"; 5])
                 .weigh("freespace", &[TB; 5])
                 .weigh("reposize", &[-TB; 5])
                 .weigh("pinqueue", &[0; 5])
+                .weigh("numpin", &[-1000; 5])
         };
         let mut c = fresh();
         let outcomes = c.allocate(&burst(0..600));

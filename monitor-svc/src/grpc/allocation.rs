@@ -61,11 +61,12 @@ fn decode(index: usize, item: wire::Item) -> Result<Item, MonitorError> {
 fn encode(outcome: Outcome) -> wire::Result {
     let result = match outcome {
         Outcome::Peers(peers) => WireOutcome::Peers(wire::Peers { peers: peers_to_bytes(&peers) }),
-        Outcome::TooFew(TooFew { needed, wanted, candidates, reasons }) => WireOutcome::TooFew(wire::TooFew {
+        Outcome::TooFew(TooFew { needed, wanted, candidates, reasons, full }) => WireOutcome::TooFew(wire::TooFew {
             needed: number(needed),
             wanted: number(wanted),
             candidates: number(candidates),
             reasons,
+            full: number(full),
         }),
     };
     wire::Result { result: Some(result) }

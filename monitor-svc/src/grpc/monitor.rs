@@ -88,5 +88,7 @@ fn encode(alert: Alert) -> wire::Alert {
         triggered_at: Some(alert.triggered_at.into()),
         resolved_at: alert.resolved_at.map(Into::into),
         what: alert.what,
+        peer_id: alert.peer.to_bytes(),
+        subject: alert.subject,
     }
 }

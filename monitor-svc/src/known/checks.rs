@@ -2,6 +2,7 @@
 //! no longer renewed. Said on every check; `alerts` makes incidents of it.
 
 use pinfold_common::PeerId;
+use pinfold_common::metric::{FREESPACE, PING, REPOSIZE};
 use pinfold_common::peerset::{PeerInfo, PeerState};
 use pinfold_common::tls::Room;
 use pinfold_proto::types::Metric;
@@ -9,10 +10,16 @@ use pinfold_proto::types::Metric;
 use super::{Known, Now};
 use crate::alerts::Subject;
 use crate::liveness::{State, Verdict};
-use crate::window::PING;
 
-/// What an alert about the IPFS node of a peer is about.
+/// What alerts are about, beside `ping` and the rooms of a peer that do not answer it.
 const IPFS: &str = "ipfs";
+/// The peer takes nothing new for want of space.
+const FULL: &str = "full";
+/// It sends what cannot be right (`fault:A12`).
+const REFUSED: &str = "refused";
+/// It comes and goes (`fault:F13`).
+const FLAPPING: &str = "flapping";
+/// In front of the name of a metric that is no longer renewed.
 const METRIC_PREFIX: &str = "metric ";
 
 impl Known {
@@ -20,19 +27,21 @@ impl Known {
     pub fn check(&mut self, now: Now) {
         self.forget(now);
         let view = self.view.clone();
-        let mut suspects = 0;
+        let mut states = [(State::Healthy, "healthy", 0_u32), (State::Suspect, "suspect", 0), (State::Away, "away", 0)];
         for info in view.peerset.peers.iter().filter(|info| info.state != PeerState::Removed) {
             let Some(verdict) = self.liveness.verdict(&info.peer_id, info.state, now.instant) else { continue };
-            match verdict.state {
-                State::Suspect => suspects += 1,
-                State::Healthy | State::Away => {}
+            for (state, _, count) in &mut states {
+                *count += u32::from(*state == verdict.state);
             }
+            self.check_returns(info, now);
             if self.check_ping(info, &verdict, now) {
                 self.check_details(info, now);
                 self.check_metrics(info, now);
             }
         }
-        metrics::gauge!("pinfold_monitor_suspects").set(f64::from(suspects));
+        for (_, name, count) in states {
+            metrics::gauge!("pinfold_monitor_peers", "state" => name).set(f64::from(count));
+        }
         metrics::gauge!("pinfold_monitor_alerts_firing").set(self.alerts.firing_count() as f64);
     }
 
@@ -47,13 +56,14 @@ impl Known {
             State::Suspect | State::Away => true,
             State::Healthy => false,
         };
-        // A member that never sent a ping has its grace first.
-        if is_doubted || self.liveness.was_pinged(&peer) {
+        // A member that never sent a ping has its grace first, and an observer that was not awake has it too.
+        if is_doubted || self.liveness.ping_is_missed(&peer, now.instant) {
             let name = display_name(info);
             let what = match (verdict.ping_age, is_doubted) {
                 (None, _) => format!("{name} was never heard of"),
                 (Some(_), true) => format!("neither pings nor raft messages of {name} are heard"),
-                (Some(_), false) => format!("no pings of {name} are heard; raft still hears it"),
+                (Some(_), false) if verdict.is_alive => format!("no pings of {name} are heard; raft still hears it"),
+                (Some(_), false) => format!("no pings of {name} are heard"),
             };
             self.tell(peer, PING, Some((self.last_ping(&peer, now), what)), now);
         }
@@ -73,6 +83,9 @@ impl Known {
         let error = detail.ipfs.map(|ipfs| ipfs.error).unwrap_or_default();
         let node_down = detail.ipfs_down.then(|| (ping.clone(), format!("the ipfs node of {name} is down: {error}")));
         self.tell(peer, IPFS, node_down, now);
+        let refused = self.refused.get(&peer).filter(|one| now.instant < one.at + self.rules.ping_ttl);
+        let refused = refused.map(|one| (ping.clone(), format!("{name} sends what cannot be right: {}", one.why)));
+        self.tell(peer, REFUSED, refused, now);
         for room in [Room::Consensus, Room::Connector, Room::Gateway].map(Room::name) {
             let is_silent = detail.degraded.iter().any(|degraded| degraded == room);
             let silent = is_silent.then(|| (ping.clone(), format!("{room} of {name} does not answer")));
@@ -80,8 +93,24 @@ impl Known {
         }
     }
 
+    /// Said whether it is there now or not: what it does is what is wrong.
+    fn check_returns(&mut self, info: &PeerInfo, now: Now) {
+        let (peer, name) = (info.peer_id, display_name(info));
+        let unsteady = self.liveness.unsteady(&peer, now.instant).map(|(returns, _)| {
+            let what = format!("{name} came back {returns} times of late; it is asked last until it stays");
+            (self.last_ping(&peer, now), what)
+        });
+        self.tell(peer, FLAPPING, unsteady, now);
+    }
+
     fn check_metrics(&mut self, info: &PeerInfo, now: Now) {
         let (peer, peername) = (info.peer_id, display_name(info));
+        let full = [FREESPACE, REPOSIZE].iter().filter_map(|name| self.windows.newest(&peer, name)).find_map(|entry| {
+            let is_full = !entry.metric().valid && !entry.is_expired(now.instant);
+            let what = || format!("{peername} takes nothing new: {}", entry.metric().note);
+            is_full.then(|| (entry.forwarded(now.instant), what()))
+        });
+        self.tell(peer, FULL, full, now);
         let measurements = self.windows.of(&peer).filter(|entry| entry.metric().name != PING);
         let findings: Vec<(String, Option<(Metric, String)>)> = measurements
             .map(|entry| {

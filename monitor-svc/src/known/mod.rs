@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pinfold_common::PeerId;
 use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::metric::{FREESPACE, MAX_NAMES_PER_PEER, PING, REPOSIZE};
 use pinfold_common::peerset::{PeerInfo, PeerState, View};
 use pinfold_common::time::Timestamp;
 use pinfold_common::tls::Room;
@@ -20,7 +21,7 @@ use crate::allocator::{self, Field, Item, Ledger, Measured, Outcome, Row, Standi
 use crate::error::MonitorError;
 use crate::liveness::{Liveness, State, Verdict};
 use crate::ping::{Beat, Sequence, bounded};
-use crate::window::{Accepted, Entry, FREESPACE, MAX_NAMES_PER_PEER, PING, REPOSIZE, Source, Windows};
+use crate::window::{Accepted, Entry, Source, Windows};
 
 /// How long a monitor waits for members it has not heard of before it allocates without them (protocols.md 5).
 pub const WARM_UP: Duration = Duration::from_secs(10);
@@ -55,6 +56,27 @@ pub struct Rules {
 struct Heard {
     detail: PingDetail,
     at: Instant,
+    /// Since when its pings have said, without a break, that its IPFS node is down.
+    ipfs_down_since: Option<Instant>,
+}
+
+impl Heard {
+    fn new(detail: PingDetail, at: Instant, before: Option<&Heard>) -> Heard {
+        let since = before.and_then(|before| before.ipfs_down_since).unwrap_or(at);
+        Heard { ipfs_down_since: detail.ipfs_down.then_some(since), detail: bounded(detail), at }
+    }
+
+    /// A peer that has fallen silent says nothing of its node any more: only what it has said counts.
+    fn ipfs_down_for(&self) -> Duration {
+        self.ipfs_down_since.map_or(Duration::ZERO, |since| self.at.saturating_duration_since(since))
+    }
+}
+
+/// The last thing of a member that was not taken.
+#[derive(Clone, Debug)]
+struct Refused {
+    why: String,
+    at: Instant,
 }
 
 pub struct Known {
@@ -65,6 +87,9 @@ pub struct Known {
     liveness: Liveness,
     ledger: Ledger,
     heard: HashMap<PeerId, Heard>,
+    refused: HashMap<PeerId, Refused>,
+    /// The last leader that was known.
+    leader: Option<PeerId>,
     alerts: Alerts,
     /// Once true, it stays: later members are waited for one by one.
     is_warm: bool,
@@ -77,6 +102,8 @@ impl Known {
             liveness: Liveness::new(rules.own, rules.ping_ttl, now.instant),
             ledger: Ledger::new(now.instant),
             heard: HashMap::new(),
+            refused: HashMap::new(),
+            leader: None,
             alerts: Alerts::default(),
             view: Arc::new(View::default()),
             is_warm: false,
@@ -85,7 +112,7 @@ impl Known {
         }
     }
 
-    /// To be called every second, and before anything else is asked.
+    /// To be called every `OBSERVE_INTERVAL`, and before anything else is asked.
     pub fn observe(&mut self, now: Now) {
         self.liveness.observe(now.instant);
         if !self.is_warm {
@@ -95,6 +122,12 @@ impl Known {
 
     /// The peerset as it is now.
     pub fn follow(&mut self, view: Arc<View>, now: Now) {
+        if view.leader.is_some() && view.leader != self.leader {
+            if self.leader.is_some() {
+                self.liveness.judge_anew(now.instant);
+            }
+            self.leader = view.leader;
+        }
         self.view = view;
         let members = self.view.peerset.peers.iter().filter(|info| info.state != PeerState::Removed);
         self.liveness.set_members(members.map(|info| info.peer_id), now.instant);
@@ -109,6 +142,7 @@ impl Known {
         self.windows.retain(is_kept, now.instant);
         self.ledger.retain(is_kept);
         self.heard.retain(|peer, _| is_kept(peer));
+        self.refused.retain(|peer, _| is_kept(peer));
         checks::log_resolved(&self.alerts.resolve_where(now.wall, |peer, _| !is_kept(peer)));
     }
 
@@ -165,12 +199,14 @@ impl Known {
                 Ok(Accepted::New | Accepted::Old) => {}
                 Err(error) => {
                     metrics::counter!("pinfold_monitor_metrics_refused_total").increment(1);
-                    tracing::warn!(peer = %from, %error, "metric of another peer");
+                    tracing::debug!(peer = %from, %error, "metric of another peer");
+                    self.refused.insert(from, Refused { why: error.to_string(), at: now.instant });
                 }
             }
         }
         if let Some(detail) = ping {
-            self.heard.insert(from, Heard { detail: bounded(detail), at: now.instant });
+            let heard = Heard::new(detail, now.instant, self.heard.get(&from));
+            self.heard.insert(from, heard);
         }
     }
 
@@ -213,9 +249,11 @@ impl Known {
                 ping_ttls.get(&peer).map(|left| (*left).min(self.rules.ping_ttl) + now.instant.duration_since(at));
             self.liveness.ping(&peer, at, ttl.unwrap_or(Duration::ZERO));
             if self.heard.get(&peer).is_none_or(|known| known.at < at) {
-                self.heard.insert(peer, Heard { detail: bounded(detail), at });
+                self.heard.insert(peer, Heard::new(detail, at, None));
             }
         }
+        self.alerts.import(reply.incidents, now.wall);
+        self.forget(now);
     }
 
     /// Everything, for a monitor that just started.
@@ -228,6 +266,7 @@ impl Known {
         PullReply {
             metrics: self.windows.unexpired(now.instant).map(|entry| entry.forwarded(now.instant)).collect(),
             pings: pings.collect(),
+            incidents: self.alerts.export(now.wall),
         }
     }
 
@@ -343,7 +382,8 @@ impl Known {
                     detail.ipfs_down || detail.degraded.iter().any(|room| room == Room::Connector.name())
                 };
                 let hampered = self.heard.get(&info.peer_id).is_some_and(|heard| is_hampered(&heard.detail));
-                if hampered { Standing::Hampered } else { Standing::Live }
+                let unsteady = self.liveness.unsteady(&info.peer_id, now.instant).is_some();
+                if hampered || unsteady { Standing::Hampered } else { Standing::Live }
             }
         }
     }
@@ -378,6 +418,7 @@ impl Known {
             ipfs: detail.ipfs,
             degraded: detail.degraded,
             ipfs_down: detail.ipfs_down,
+            ipfs_down_for_ms: heard.map_or(0, |heard| millis(heard.ipfs_down_for())),
             suspect_for_ms: millis(verdict.suspect_for),
             wall_clock: clock.map(Into::into),
         })
