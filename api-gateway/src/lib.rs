@@ -17,6 +17,7 @@ mod config;
 mod fanout;
 mod grpc;
 mod listen;
+mod monitor;
 mod rest;
 
 use std::path::Path;

@@ -431,11 +431,32 @@ impl TryFrom<&types::Metric> for MetricJson {
     }
 }
 
+/// The original's keys, and what it does not say: what happened, and until when.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AlertJson {
     #[serde(flatten)]
     pub metric: MetricJson,
     pub triggered_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_at: Option<Timestamp>,
+    pub what: String,
+}
+
+impl TryFrom<&api::Alert> for AlertJson {
+    type Error = Error;
+
+    /// Clients of the original take every alert for a metric that expired, and one of a ping for a peer that is down: an
+    /// alert that is about something else has that as the name of its metric.
+    fn try_from(alert: &api::Alert) -> Result<AlertJson> {
+        let name = alert.subject.strip_prefix("metric ").unwrap_or(&alert.subject).to_owned();
+        let metric = alert.metric.clone().unwrap_or_default();
+        Ok(AlertJson {
+            metric: MetricJson::try_from(&types::Metric { name, peer: alert.peer_id.clone(), ..metric })?,
+            triggered_at: alert.triggered_at.map(Timestamp::from).unwrap_or_default(),
+            resolved_at: alert.resolved_at.map(Timestamp::from),
+            what: alert.what.clone(),
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -446,6 +467,31 @@ pub struct ConnectGraphJson {
     pub cluster_links: BTreeMap<String, Vec<String>>,
     pub cluster_trust_links: BTreeMap<String, bool>,
     pub cluster_to_ipfs: BTreeMap<String, String>,
+}
+
+impl TryFrom<&api::GraphReply> for ConnectGraphJson {
+    type Error = Error;
+
+    fn try_from(graph: &api::GraphReply) -> Result<ConnectGraphJson> {
+        let text = |id: &Vec<u8>| ids::peer_from_bytes(id).map(|peer| peer.to_string());
+        let texts = |list: &[Vec<u8>]| list.iter().map(text).collect::<Result<Vec<String>>>();
+        let mut json = ConnectGraphJson { cluster_id: text(&graph.peer_id)?, ..ConnectGraphJson::default() };
+        for peer in &graph.peers {
+            let id = text(&peer.peer_id)?;
+            json.cluster_trust_links.insert(id.clone(), true);
+            json.cluster_links.insert(id.clone(), texts(&peer.links)?);
+            if !peer.reached {
+                continue;
+            }
+            json.id_to_peername.insert(id.clone(), peer.peername.clone());
+            if !peer.ipfs_id.is_empty() {
+                let ipfs = text(&peer.ipfs_id)?;
+                json.ipfs_links.insert(ipfs.clone(), texts(&peer.swarm)?);
+                json.cluster_to_ipfs.insert(id, ipfs);
+            }
+        }
+        Ok(json)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -86,7 +86,7 @@ pub enum Command {
     Status(Status),
     /// Try again what is in error
     Recover(Recover),
-    /// Whether the contacted peer can serve, and which metrics it has
+    /// How the cluster is: readiness, metrics, alerts, who reaches whom
     #[command(subcommand)]
     Health(Health),
 }
@@ -162,6 +162,20 @@ pub enum Health {
     Ready,
     /// Names of metrics, or the latest values of one
     Metrics { name: Option<String> },
+    /// What went wrong with the peers, newest first, and whether it still is
+    Alerts,
+    /// Who reaches whom, as a graph for dot(1)
+    Graph(HealthGraph),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HealthGraph {
+    /// Write to this file instead of standard output
+    #[arg(short, long)]
+    pub file: Option<PathBuf>,
+    /// Also IPFS nodes that do not belong to the cluster
+    #[arg(long)]
+    pub all_ipfs_peers: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -173,6 +173,28 @@ pub fn tell(encoding: Encoding, failure: &Failure) -> u8 {
     }
 }
 
+/// A moment for eyes, in milliseconds from now: "29 seconds from now", "1 minute ago" (spec/ctl.md A.4).
+pub fn relative_text(offset_ms: i64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    const UNITS: [(u64, &str); 7] = [
+        (365 * DAY, "year"),
+        (30 * DAY, "month"),
+        (7 * DAY, "week"),
+        (DAY, "day"),
+        (HOUR, "hour"),
+        (MINUTE, "minute"),
+        (1, "second"),
+    ];
+    let seconds = offset_ms.unsigned_abs() / 1000;
+    let Some((unit, name)) = UNITS.into_iter().find(|(unit, _)| seconds >= *unit) else { return "now".to_owned() };
+    let count = seconds / unit;
+    let plural = if count == 1 { "" } else { "s" };
+    let side = if offset_ms < 0 { "ago" } else { "from now" };
+    format!("{count} {name}{plural} {side}")
+}
+
 /// Bytes for eyes: 1.2 GB.
 pub fn size_text(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
@@ -220,5 +242,21 @@ mod tests {
         assert_eq!(size_text(83_000_000), "83 MB");
         assert_eq!(size_text(1_240_000_000), "1.2 GB");
         assert_eq!(size_text(12), "12 B");
+    }
+
+    /// Goal: moments read as the original's.
+    #[test]
+    fn moments() {
+        for (offset_ms, expected) in [
+            (0, "now"),
+            (-999, "now"),
+            (29_500, "29 seconds from now"),
+            (-60_000, "1 minute ago"),
+            (-3 * 3_600_000, "3 hours ago"),
+            (-2 * 86_400_000, "2 days ago"),
+            (-8 * 86_400_000, "1 week ago"),
+        ] {
+            assert_eq!(relative_text(offset_ms), expected);
+        }
     }
 }

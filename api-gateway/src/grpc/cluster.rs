@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pinfold_common::VERSION;
+use pinfold_common::time::Timestamp;
 use pinfold_common::tls::Room;
 use pinfold_proto::api::cluster_server;
 use pinfold_proto::api::health_reply::Room as RoomHealth;
@@ -15,7 +16,7 @@ use pinfold_proto::{WIRE_VERSION, api, consensus};
 use tonic::{Request, Response, Status};
 
 use crate::cluster::{Cluster, READ_DEADLINE, ask};
-use crate::{fanout, rest};
+use crate::{fanout, monitor, rest};
 
 /// A room that does not say how it is by then is not well.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
@@ -119,6 +120,15 @@ impl cluster_server::Cluster for ClusterApi {
         let (monitor, connector) = tokio::join!(self.monitor_health(), self.connector_health());
         let rooms = vec![self.consensus_health(), monitor, connector, room(Room::Gateway, Ok(()))];
         Ok(Response::new(api::HealthReply { ready: rooms.iter().all(|room| room.ready), rooms }))
+    }
+
+    async fn alerts(&self, _: Request<api::AlertsRequest>) -> Result<Response<api::AlertsReply>, Status> {
+        let alerts = monitor::alerts(&self.cluster).await?;
+        Ok(Response::new(api::AlertsReply { alerts, now: Some(Timestamp::now().into()) }))
+    }
+
+    async fn graph(&self, _: Request<api::GraphRequest>) -> Result<Response<api::GraphReply>, Status> {
+        Ok(Response::new(fanout::graph(&self.cluster).await))
     }
 }
 

@@ -49,9 +49,14 @@ async fn dispatch(cli: Cli) -> Outcome {
         }
         Command::Status(arguments) => status::run(&Client::connect(&global).await?, encoding, arguments).await,
         Command::Recover(arguments) => recover::run(&Client::connect(&global).await?, encoding, arguments).await,
-        Command::Health(Health::Ready) => health::ready(&Client::connect(&global).await?, encoding).await,
-        Command::Health(Health::Metrics { name }) => {
-            health::metrics(&Client::connect(&global).await?, encoding, name).await
+        Command::Health(command) => {
+            let client = Client::connect(&global).await?;
+            match command {
+                Health::Ready => health::ready::run(&client, encoding).await,
+                Health::Metrics { name } => health::metrics::run(&client, encoding, name).await,
+                Health::Alerts => health::alerts::run(&client, encoding).await,
+                Health::Graph(graph) => health::graph::run(&client, graph).await,
+            }
         }
     }
 }

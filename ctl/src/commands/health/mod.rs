@@ -1,0 +1,6 @@
+//! `ctl health …`
+
+pub mod alerts;
+pub mod graph;
+pub mod metrics;
+pub mod ready;
