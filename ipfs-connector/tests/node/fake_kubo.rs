@@ -285,10 +285,12 @@ async fn down() {
     assert!(matches!(pin(&node, cid, PinMode::Recursive).await, Err(NodeError::Down(_))));
     assert!(matches!(node.put_blocks(stream(&[leaf(10)])).await, Err(NodeError::Down(_))));
     for _ in 0..15 {
-        assert!(matches!(node.id().await, Err(NodeError::Down(_))));
+        assert!(matches!(node.repo_stat().await, Err(NodeError::Down(_))));
     }
-    let error = node.id().await.unwrap_err();
+    let error = node.repo_stat().await.unwrap_err();
     assert!(error.to_string().contains("requests in a row failed"), "{error}");
+    let error = node.id().await.unwrap_err();
+    assert!(error.to_string().contains("refused"), "the health probe knocks: {error}");
 }
 
 /// Goal: beh:B13.11, B13.1, B13.4: the texts that users know, the call that is saved, the unpin that was none.

@@ -182,7 +182,7 @@ impl IpfsNode for KuboNode {
     }
 
     async fn id(&self) -> Result<NodeId> {
-        let answer: IdAnswer = self.0.rpc.ask(Call::new("id"), self.0.config.request_timeout).await?;
+        let answer: IdAnswer = self.0.rpc.ask(Call::probe("id"), self.0.config.request_timeout).await?;
         let peer_id =
             parse_peer_id(&answer.id).map_err(|error| NodeError::Other(format!("ipfs answer (id): {error}")))?;
         Ok(NodeId {
