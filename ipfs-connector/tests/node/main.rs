@@ -8,3 +8,4 @@ mod embedded;
 mod exchanges;
 mod fake_kubo;
 mod kubo;
+mod kubo_sim;
