@@ -59,6 +59,9 @@ const CONCURRENT_PINS: &str = "pin_tracker.stateless.concurrent_pins";
 const MAX_QUEUE: &str = "pin_tracker.stateless.max_pin_queue_size";
 const PRIORITY_AGE: &str = "pin_tracker.stateless.priority_pin_max_age";
 const PRIORITY_RETRIES: &str = "pin_tracker.stateless.priority_pin_max_retries";
+const MAX_ATTEMPTS: &str = "pin_tracker.stateless.max_pin_attempts";
+const FIRST_RETRY: &str = "pin_tracker.stateless.first_retry_delay";
+const LAST_RETRY: &str = "pin_tracker.stateless.last_retry_delay";
 const WATERMARK: &str = "informer.disk.watermark";
 const TAGS: &str = "informer.tags.tags";
 /// What is left of the names that one peer may publish when the other informers have theirs.
@@ -124,17 +127,23 @@ fn tracker(file: &File) -> Result<Tracker> {
     if concurrent_pins > MAX_CONCURRENT_PINS {
         return Err(Error::invalid(format!("{CONCURRENT_PINS}: at most {MAX_CONCURRENT_PINS}")));
     }
-    let check_interval = file.positive_duration(RECOVER_INTERVAL)?;
+    let (first_retry, last_retry) = (file.positive_duration(FIRST_RETRY)?, file.positive_duration(LAST_RETRY)?);
+    if first_retry > last_retry {
+        return Err(Error::invalid(format!("{FIRST_RETRY}: must not be longer than {LAST_RETRY}")));
+    }
     let milliseconds = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     Ok(Tracker {
         concurrent_pins: concurrent_pins as usize,
         policy: Policy {
             priority_max_age_ms: milliseconds(file.positive_duration(PRIORITY_AGE)?),
             priority_max_retries: u32::try_from(positive(file, PRIORITY_RETRIES)?).unwrap_or(u32::MAX),
-            backoff_cap_ms: milliseconds(check_interval),
-            max_queued_pins: positive(file, MAX_QUEUE)?,
+            first_backoff_ms: milliseconds(first_retry),
+            last_backoff_ms: milliseconds(last_retry),
+            max_attempts: u32::try_from(file.uint(MAX_ATTEMPTS)?).unwrap_or(u32::MAX),
+            // seed:C11: the queue is on disk, and without a number it has no bound.
+            max_queued_pins: Some(file.uint(MAX_QUEUE)?).filter(|bound| *bound > 0).unwrap_or(u64::MAX),
         },
-        check_interval,
+        check_interval: file.positive_duration(RECOVER_INTERVAL)?,
         unpin_disable: file.bool("ipfs_connector.ipfshttp.unpin_disable")?,
     })
 }
@@ -218,7 +227,8 @@ mod tests {
     fn defaults() {
         let file = File::defaults();
         let tracker = tracker(&file).unwrap();
-        assert_eq!((tracker.concurrent_pins, tracker.policy.max_queued_pins), (10, 1_000_000));
+        assert_eq!((tracker.concurrent_pins, tracker.policy.max_queued_pins), (10, u64::MAX));
+        assert_eq!((tracker.policy.first_backoff_ms, tracker.policy.last_backoff_ms), (60_000, 6 * 3_600_000));
         assert_eq!(tracker.policy.priority_max_age_ms, 86_400_000);
         let names: Vec<Informer> = informers(&file).unwrap().into_iter().map(|planned| planned.informer).collect();
         assert!(names.contains(&Informer::Disk { kind: DiskMetric::Freespace, watermark: 0.85 }), "{names:?}");
@@ -227,11 +237,20 @@ mod tests {
         assert!(matches!(embedded, Backend::Embedded(config) if config.storage_max_bytes.is_none()));
     }
 
+    /// Goal: a number in `max_pin_queue_size` is the bound, as in the original; 0 is none.
+    #[test]
+    fn seed_c11_bound_of_the_queue() {
+        let bound = |value| tracker(&File::defaults().with(MAX_QUEUE, json!(value))).unwrap().policy.max_queued_pins;
+        assert_eq!((bound(50_000), bound(0)), (50_000, u64::MAX));
+        assert!(File::defaults().try_with(MAX_QUEUE, json!(-1)).err().unwrap().message.starts_with(MAX_QUEUE));
+    }
+
     /// Goal: what cannot work is refused with the key's full name.
     #[test]
     fn refusals_name_the_key() {
         type Read = fn(&File) -> Option<Error>;
-        let cases: [(&str, serde_json::Value, Read); 13] = [
+        let cases: [(&str, serde_json::Value, Read); 14] = [
+            (FIRST_RETRY, json!("7h"), |file| tracker(file).err()),
             (BACKEND, json!("go-ipfs"), |file| backend(file).err()),
             ("ipfs_connector.ipfshttp.pin_timeout", json!("0s"), |file| backend(file).err()),
             ("ipfs_connector.ipfshttp.unpin_timeout", json!("0s"), |file| backend(file).err()),

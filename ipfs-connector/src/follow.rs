@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::error::Result;
 use crate::store::{Change, Source, Store};
+use crate::tracker::board::Halt;
 use crate::tracker::operation::{Hold, Order};
 use crate::tracker::queue::Queue;
 use crate::tracker::reconcile::{Guard, Unusual, guard};
@@ -65,7 +66,7 @@ impl Follower {
             let Some(ended) = shutdown.race(self.session(&mut answered)).await else { return };
             self.caught_up.send_replace(false);
             // A comparison that halted the work and broke off is begun again by the next session.
-            self.queue.board().resume();
+            self.queue.board().resume(Halt::Lineage);
             match ended {
                 Ok(()) => tracing::debug!("consensus-svc ended the stream of changes"),
                 Err(error) => tracing::debug!(%error, ?pause, "the pinset is not followed"),
@@ -167,7 +168,7 @@ impl Follower {
                 "the pinset was imported or restored; comparing everything with it"
             );
             // Revisions of the old lineage say nothing about the new one: no end of an attempt may meet its rows.
-            self.queue.board().halt().await;
+            self.queue.board().halt(Halt::Lineage).await;
         } else {
             tracing::info!(index = cursor.index, "comparing with the whole pinset");
         }
@@ -218,7 +219,7 @@ impl Follower {
             }
         };
         self.store.end_comparison(comparison.cursor, hold).await?;
-        self.queue.board().resume();
+        self.queue.board().resume(Halt::Lineage);
         self.queue.wake();
         Ok(())
     }

@@ -148,7 +148,8 @@ pub async fn run_with(
 
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let stop = || shutdown.clone();
-    tasks.spawn(essential("health probe", health.run(node, stop()), stop()));
+    let identity = tracker::identity::Identity { store: store.clone(), queue: queue.clone() };
+    tasks.spawn(essential("health probe", health.run(node, identity, stop()), stop()));
     tasks.spawn(essential("follower", follower.run(stop()), stop()));
     tasks.spawn(essential("queue", queue.run(), stop()));
     tasks.spawn(essential("check", check.run(stop()), stop()));
@@ -196,12 +197,16 @@ async fn gauges(tracker: tracker::Tracker, shutdown: Shutdown) {
         metrics::gauge!("cluster_pins_pin_error").set(count(TrackerStatus::PinError));
         metrics::gauge!("pinfold_pins_unpin_queued").set(count(TrackerStatus::UnpinQueued));
         metrics::gauge!("pinfold_pins_unpin_error").set(count(TrackerStatus::UnpinError));
+        metrics::gauge!("pinfold_pin_slots").set(tracker.queue.slots() as f64);
         metrics::gauge!("pinfold_pins_waiting_aside").set(tracker.queue.aside() as f64);
         if shutdown.race(tokio::time::sleep(GAUGE_INTERVAL)).await.is_none() {
             return;
         }
     }
 }
+
+#[cfg(test)]
+extern crate self as ipfs_connector; // kubo-sim names this crate as the test programs beside it do
 
 #[cfg(test)]
 mod tests;

@@ -162,7 +162,13 @@ pub fn bounded_ipfs(ipfs: IpfsId) -> IpfsId {
     addresses.retain(|address| address.len() <= MAX_ADDRESS_BYTES);
     addresses.truncate(MAX_ADDRESSES);
     let id = peer_from_bytes(&ipfs.id).map(|peer| peer.to_bytes()).unwrap_or_default();
-    IpfsId { id, addresses, agent: cut(ipfs.agent, MAX_ADDRESS_BYTES), error: cut(ipfs.error, MAX_ADDRESS_BYTES) }
+    IpfsId {
+        id,
+        addresses,
+        agent: cut(ipfs.agent, MAX_ADDRESS_BYTES),
+        error: cut(ipfs.error, MAX_ADDRESS_BYTES),
+        notice: cut(ipfs.notice, MAX_ADDRESS_BYTES),
+    }
 }
 
 fn cut(mut text: String, most: usize) -> String {

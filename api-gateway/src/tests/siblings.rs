@@ -209,6 +209,7 @@ impl Tracker for Connector {
     type StatusAllStream = Stream<connector::StatusAllReply>;
     type RecoverAllStream = Stream<connector::StatusAllReply>;
     type GcStream = Stream<connector::GcReply>;
+    type HeldStream = Stream<connector::HeldReply>;
 
     async fn status(&self, request: Request<connector::TrackerStatusCall>) -> Answer<connector::TrackerStatusReply> {
         let infos = request.into_inner().cids.iter().map(|cid| self.info(cid)).collect();
@@ -254,6 +255,16 @@ impl Tracker for Connector {
 
     async fn swarm_peers(&self, _: Request<connector::SwarmPeersCall>) -> Answer<connector::SwarmPeersReply> {
         Ok(Response::new(connector::SwarmPeersReply::default()))
+    }
+
+    async fn held(&self, _: Request<connector::HeldCall>) -> Answer<Self::HeldStream> {
+        let item = types::HeldUnpin { cid: vec![1, 0x55, 0, 0], why: "too many".to_owned(), ..Default::default() };
+        Ok(Response::new(stream::iter([Ok(connector::HeldReply { items: vec![item] })]).boxed()))
+    }
+
+    async fn approve(&self, request: Request<connector::ApproveCall>) -> Answer<connector::ApproveReply> {
+        let approved = request.into_inner().cids.len().max(1) as u64;
+        Ok(Response::new(connector::ApproveReply { approved }))
     }
 }
 

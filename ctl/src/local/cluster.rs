@@ -183,6 +183,8 @@ fn prepare(options: &Options, index: u16, folder: &Path, secret: &ClusterSecret)
         ("cluster.replication_factor_max", json!(copies)),
         ("cluster.monitor_ping_interval", json!("2s")),
         ("ipfs_connector.ipfshttp.connect_swarms_delay", json!("1s")),
+        // Its nodes come and go together; who plays with a cluster does not wait for a minute.
+        ("pin_tracker.stateless.first_retry_delay", json!("1s")),
     ];
     keys.extend(addresses(&ports));
     match &options.ipfs {

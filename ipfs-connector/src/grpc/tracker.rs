@@ -9,10 +9,13 @@ use pinfold_common::status::Filter;
 use pinfold_common::{Error, VERSION};
 use pinfold_proto::connector::tracker_server::Tracker;
 use pinfold_proto::connector::{
-    DescribeCall, DescribeReply, GcCall, GcKey, GcReply, RecoverAllCall, RecoverCall, RecoverReply, StatusAllCall,
-    StatusAllReply, SwarmPeersCall, SwarmPeersReply, TrackerStatusCall, TrackerStatusReply,
+    ApproveCall, ApproveReply, DescribeCall, DescribeReply, GcCall, GcKey, GcReply, HeldCall, HeldReply,
+    RecoverAllCall, RecoverCall, RecoverReply, StatusAllCall, StatusAllReply, SwarmPeersCall, SwarmPeersReply,
+    TrackerStatusCall, TrackerStatusReply,
 };
-use pinfold_proto::types::PinInfo;
+use pinfold_proto::types::held_unpin::Cause;
+use pinfold_proto::types::{self, HeldUnpin, PinInfo};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -20,6 +23,7 @@ use tonic::{Request, Response, Status};
 use super::Rooms;
 use crate::error::ConnectorError;
 use crate::node::GcEvent;
+use crate::tracker::operation::{Hold, Item};
 
 /// CIDs of one status call.
 const MAX_CIDS: usize = 1000;
@@ -98,6 +102,58 @@ impl Tracker for TrackerService {
     async fn swarm_peers(&self, _: Request<SwarmPeersCall>) -> Result<Response<SwarmPeersReply>, Status> {
         let peers = self.0.node.swarm_peers().await.map_err(ConnectorError::from)?;
         Ok(Response::new(SwarmPeersReply { peers: peers.iter().map(|peer| peer.to_bytes()).collect() }))
+    }
+
+    type HeldStream = ReceiverStream<Result<HeldReply, Status>>;
+
+    async fn held(&self, _: Request<HeldCall>) -> Result<Response<Self::HeldStream>, Status> {
+        let rooms = self.0.clone();
+        let (replies, stream) = mpsc::channel(REPLIES);
+        tokio::spawn(async move { rooms.shutdown.race(list_held(&rooms, &replies)).await });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn approve(&self, request: Request<ApproveCall>) -> Result<Response<ApproveReply>, Status> {
+        let cids = request.into_inner().cids;
+        if cids.len() > MAX_CIDS {
+            return Err(ConnectorError::Invalid(format!("approve: {} CIDs, at most {MAX_CIDS}", cids.len())).into());
+        }
+        for cid in &cids {
+            cid_from_bytes(cid)?;
+        }
+        Ok(Response::new(ApproveReply { approved: self.0.tracker.approve(&cids).await? }))
+    }
+}
+
+async fn list_held(rooms: &Rooms, replies: &mpsc::Sender<Result<HeldReply, Status>>) {
+    for (hold, cause) in [(Hold::Guarded, Cause::Guard), (Hold::Adopted, Cause::Adopted)] {
+        let mut after = Vec::new();
+        loop {
+            let items = match rooms.tracker.held(hold, &after).await {
+                Ok(items) => items,
+                Err(error) => {
+                    // Who does not listen any more needs no reason.
+                    let _ = replies.send(Err(error.into())).await;
+                    return;
+                }
+            };
+            let Some(last) = items.last() else { break };
+            after.clone_from(&last.cid);
+            let items = items.iter().map(|item| held_unpin(item, cause)).collect();
+            if replies.send(Ok(HeldReply { items })).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn held_unpin(item: &Item, cause: Cause) -> HeldUnpin {
+    let options = types::Pin::decode(item.pin.as_slice()).ok().and_then(|pin| pin.options);
+    HeldUnpin {
+        cid: item.cid.clone(),
+        name: options.unwrap_or_default().name,
+        cause: cause as i32,
+        why: item.error.clone(),
     }
 }
 

@@ -37,6 +37,8 @@ pub const DATABASE: &str = "tracker.db";
 const COMMAND_QUEUE: usize = 1024;
 /// Connections that read.
 const READERS: u32 = 4;
+/// Rows that lose their claims in one transaction.
+const DISOWN_CHUNK: i64 = 10_000;
 /// Rows that a sweep looks at in one transaction.
 pub const SWEEP_CHUNK: usize = 1000;
 
@@ -45,7 +47,11 @@ pub const SWEEP_CHUNK: usize = 1000;
 pub struct Policy {
     pub priority_max_age_ms: i64,
     pub priority_max_retries: u32,
-    pub backoff_cap_ms: i64,
+    pub first_backoff_ms: i64,
+    pub last_backoff_ms: i64,
+    /// 0: no limit.
+    pub max_attempts: u32,
+    /// `u64::MAX`: no bound; the queue is on disk.
     pub max_queued_pins: u64,
 }
 
@@ -127,6 +133,17 @@ enum Command {
         index: u64,
         reply: Reply<()>,
     },
+    /// Claims after a row are adoptions from now on; gives how far it came.
+    Disown {
+        after: i64,
+        why: String,
+        reply: Reply<Option<i64>>,
+    },
+    /// The rows are about this IPFS node.
+    SetNode {
+        node: Vec<u8>,
+        reply: Reply<()>,
+    },
     Settle {
         settlements: Vec<Settlement>,
         reply: Reply<Vec<bool>>,
@@ -151,6 +168,7 @@ struct Shared {
     /// Index of the cursor, for those who wait for it.
     position: watch::Sender<u64>,
     rebuilt_index: AtomicU64,
+    node: Mutex<Option<Vec<u8>>>,
     counts: Counts,
 }
 
@@ -184,6 +202,7 @@ impl Store {
             position: watch::Sender::new(opened.cursor.as_ref().map_or(0, |cursor| cursor.index)),
             cursor: Mutex::new(opened.cursor),
             rebuilt_index: AtomicU64::new(opened.rebuilt_index),
+            node: Mutex::new(opened.node),
             counts: opened.counts,
         });
         let statements = Arc::new(Statements::new());
@@ -212,6 +231,11 @@ impl Store {
     /// Items of orders up to this index, that the node had already, may be ours from before `tracker/` was lost.
     pub fn rebuilt_index(&self) -> u64 {
         self.shared.rebuilt_index.load(Ordering::Relaxed)
+    }
+
+    /// The peer ID of the IPFS node that the rows are about; `None`: none was seen yet.
+    pub fn node(&self) -> Option<Vec<u8>> {
+        self.shared.node.lock().clone()
     }
 
     pub fn counts(&self) -> &Counts {
@@ -258,6 +282,20 @@ impl Store {
         self.ask(|reply| Command::RebuiltUpTo { index, reply }).await
     }
 
+    /// Another IPFS node stands beside this peer: nothing on it is claimed by us, whatever the rows say, and what is to
+    /// be unpinned is held. May be repeated.
+    pub async fn disown_all(&self, why: &str) -> Result<()> {
+        let mut after = i64::MIN;
+        while let Some(last) = self.ask(|reply| Command::Disown { after, why: why.to_owned(), reply }).await? {
+            after = last;
+        }
+        Ok(())
+    }
+
+    pub async fn set_node(&self, node: Vec<u8>) -> Result<()> {
+        self.ask(|reply| Command::SetNode { node, reply }).await
+    }
+
     /// Writes what became of items. True where the row still followed the same order.
     pub async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<bool>> {
         self.ask(|reply| Command::Settle { settlements, reply }).await
@@ -288,10 +326,10 @@ impl Store {
         rows::due(&mut connection, lane, now_ms, after, limit).await
     }
 
-    /// When the next planned work of a lane is due.
-    pub async fn next_due(&self, lane: Lane) -> Result<Option<i64>> {
+    /// The same from the other end: what was planned last.
+    pub async fn newest_due(&self, lane: Lane, now_ms: i64, limit: usize) -> Result<Vec<Item>> {
         let mut connection = self.reader().await?;
-        rows::next_due(&mut connection, lane).await
+        rows::newest_due(&mut connection, lane, now_ms, limit).await
     }
 
     pub async fn count_held(&self, hold: Hold) -> Result<u64> {
@@ -299,33 +337,45 @@ impl Store {
         rows::count_held(&mut connection, hold).await
     }
 
+    /// Unpins that are held for this cause, after a CID in byte order.
+    pub async fn held(&self, hold: Hold, after: &[u8], limit: usize) -> Result<Vec<Item>> {
+        let mut connection = self.reader().await?;
+        rows::held(&mut connection, hold, after, limit).await
+    }
+
     async fn reader(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Sqlite>> {
         self.readers.acquire().await.map_err(failed("open a reader"))
     }
 }
 
-/// The queues of beh:B11.5, as numbers in the table.
+/// The lanes of fault:F19, as numbers in the table: each has its share of the slots, so that none starves another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    PriorityPins,
-    Pins,
+    /// Young pins that have not failed often: *priority* in the statuses (beh:B11.6).
+    New,
+    /// Older pins that are new to this peer, as a rule because another one went away.
+    Repin,
+    /// What failed too often, or is old and failed.
+    Retry,
     Unpins,
 }
 
 impl Lane {
     pub const fn number(self) -> i64 {
         match self {
-            Lane::PriorityPins => 0,
-            Lane::Pins => 1,
+            Lane::New => 0,
+            Lane::Repin => 1,
             Lane::Unpins => 2,
+            Lane::Retry => 3,
         }
     }
 
     fn of(item: &Item) -> Lane {
         match (item.todo, item.priority) {
             (Todo::Unpin, _) => Lane::Unpins,
-            (Todo::Pin | Todo::Nothing, true) => Lane::PriorityPins,
-            (Todo::Pin | Todo::Nothing, false) => Lane::Pins,
+            (Todo::Pin | Todo::Nothing, true) => Lane::New,
+            (Todo::Pin | Todo::Nothing, false) if item.attempts > 0 => Lane::Retry,
+            (Todo::Pin | Todo::Nothing, false) => Lane::Repin,
         }
     }
 }
@@ -340,7 +390,9 @@ fn rules(policy: &Policy, counts: &Counts) -> Rules {
         now_ms: now_ms(),
         priority_max_age_ms: policy.priority_max_age_ms,
         priority_max_retries: policy.priority_max_retries,
-        backoff_cap_ms: policy.backoff_cap_ms,
+        first_backoff_ms: policy.first_backoff_ms,
+        last_backoff_ms: policy.last_backoff_ms,
+        max_attempts: policy.max_attempts,
         queue_has_room: counts.of(TrackerStatus::PinQueued) < policy.max_queued_pins,
         comparing: false,
     }

@@ -11,7 +11,13 @@ use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use super::{Lane, Settlement, failed};
 use crate::error::{ConnectorError, Result};
-use crate::tracker::operation::{Class, Hold, Item, Ownership, Todo};
+use crate::tracker::operation::{Class, Fetched, Hold, Item, Ownership, Todo};
+
+/// What the index of rows in error covers, and `cluster_error`, which no row has.
+const ERROR_STATUSES: u32 = TrackerStatus::ClusterError.bit()
+    | TrackerStatus::PinError.bit()
+    | TrackerStatus::UnpinError.bit()
+    | TrackerStatus::UnexpectedlyUnpinned.bit();
 
 /// Rows in one statement, largest first.
 const LENGTHS: [usize; 3] = [64, 8, 1];
@@ -21,14 +27,14 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, cid, revision, class, status, todo, ownership, hold, direct, lane, next_try, attempts, reason, ",
-            "error, changed, pin FROM items ",
+            "error, changed, pin, blocks, bytes, last_block FROM items ",
             $rest
         )
     };
 }
 
 /// What a row has beside its key.
-const WRITTEN: [&str; 15] = [
+const WRITTEN: [&str; 18] = [
     "cid",
     "revision",
     "class",
@@ -44,12 +50,28 @@ const WRITTEN: [&str; 15] = [
     "error",
     "changed",
     "pin",
+    "blocks",
+    "bytes",
+    "last_block",
 ];
 /// Where a row must stand for the end of an attempt to count.
 const STANDING: [&str; 4] = ["id", "revision", "status", "todo"];
 /// What the end of an attempt may change.
-const SETTLED: [&str; 10] =
-    ["status", "todo", "ownership", "hold", "lane", "next_try", "attempts", "reason", "error", "changed"];
+const SETTLED: [&str; 13] = [
+    "status",
+    "todo",
+    "ownership",
+    "hold",
+    "lane",
+    "next_try",
+    "attempts",
+    "reason",
+    "error",
+    "changed",
+    "blocks",
+    "bytes",
+    "last_block",
+];
 
 /// Text of the statements with lists, by length.
 pub(super) struct Statements {
@@ -141,8 +163,15 @@ pub(super) async fn page(
 ) -> Result<Vec<Item>> {
     const ALL: &str = select!("WHERE cid > ? ORDER BY cid LIMIT ?");
     const SOME: &str = select!("WHERE cid > ? AND status & ? ORDER BY cid LIMIT ?");
+    // What is in error is few among many, and has an index.
+    const IN_ERROR: &str = select!(
+        "INDEXED BY items_in_error \
+         WHERE status IN (4, 8, 4096) AND cid > ? AND status & ? ORDER BY cid LIMIT ?"
+    );
     let query = if statuses == 0 {
         sqlx::query(ALL).bind(after)
+    } else if statuses & !ERROR_STATUSES == 0 {
+        sqlx::query(IN_ERROR).bind(after).bind(i64::from(statuses))
     } else {
         sqlx::query(SOME).bind(after).bind(i64::from(statuses))
     };
@@ -208,12 +237,23 @@ pub(super) async fn due(
     rows.iter().map(item).collect()
 }
 
-pub(super) async fn next_due(connection: &mut SqliteConnection, lane: Lane) -> Result<Option<i64>> {
-    sqlx::query_scalar("SELECT min(next_try) FROM items WHERE lane = ? AND next_try IS NOT NULL")
-        .bind(lane.number())
-        .fetch_one(connection)
-        .await
-        .map_err(failed("read planned work"))
+pub(super) async fn newest_due(
+    connection: &mut SqliteConnection,
+    lane: Lane,
+    now_ms: i64,
+    limit: usize,
+) -> Result<Vec<Item>> {
+    let rows = sqlx::query(select!(
+        "INDEXED BY items_planned \
+         WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? ORDER BY next_try DESC, id DESC LIMIT ?"
+    ))
+    .bind(lane.number())
+    .bind(now_ms)
+    .bind(limit as i64)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("read planned work"))?;
+    rows.iter().map(item).collect()
 }
 
 pub(super) async fn count_held(connection: &mut SqliteConnection, hold: Hold) -> Result<u64> {
@@ -223,6 +263,54 @@ pub(super) async fn count_held(connection: &mut SqliteConnection, hold: Hold) ->
         .await
         .map_err(failed("count held rows"))?;
     Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Held unpins of one kind after a CID in byte order.
+pub(super) async fn held(
+    connection: &mut SqliteConnection,
+    hold: Hold,
+    after: &[u8],
+    limit: usize,
+) -> Result<Vec<Item>> {
+    let rows = sqlx::query(select!(
+        "INDEXED BY items_held \
+         WHERE hold = ? AND hold > 0 AND cid > ? ORDER BY cid LIMIT ?"
+    ))
+    .bind(hold.number())
+    .bind(after)
+    .bind(limit as i64)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("read held rows"))?;
+    rows.iter().map(item).collect()
+}
+
+/// Turns claims into adoptions in some rows after a row, and holds their unpins. Gives the last row it looked at.
+pub(super) async fn disown(
+    connection: &mut SqliteConnection,
+    after: i64,
+    limit: i64,
+    why: &str,
+) -> Result<Option<i64>> {
+    let last: Option<i64> =
+        sqlx::query_scalar("SELECT max(id) FROM (SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?)")
+            .bind(after)
+            .bind(limit)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed("read rows"))?;
+    let Some(last) = last else { return Ok(None) };
+    sqlx::query(
+        "UPDATE items SET ownership = 3, hold = iif(todo = 2, 3, hold), next_try = iif(todo = 2, NULL, next_try), \
+         error = iif(todo = 2, ?, error) WHERE id > ? AND id <= ? AND ownership = 1",
+    )
+    .bind(why)
+    .bind(after)
+    .bind(last)
+    .execute(connection)
+    .await
+    .map_err(failed("disown rows"))?;
+    Ok(Some(last))
 }
 
 pub(super) async fn upsert(connection: &mut SqliteConnection, statements: &Statements, items: &[&Item]) -> Result<()> {
@@ -244,7 +332,10 @@ pub(super) async fn upsert(connection: &mut SqliteConnection, statements: &State
                 .bind(i64::from(item.reason as i32))
                 .bind(item.error.as_str())
                 .bind(item.changed_ms)
-                .bind(item.pin.as_slice());
+                .bind(item.pin.as_slice())
+                .bind(item.fetched.blocks as i64)
+                .bind(item.fetched.bytes as i64)
+                .bind(item.fetched.last_block_ms);
         }
         query.execute(&mut *connection).await.map_err(failed("write rows"))?;
     }
@@ -276,7 +367,10 @@ pub(super) async fn settle(
                 .bind(i64::from(item.attempts))
                 .bind(i64::from(item.reason as i32))
                 .bind(item.error.as_str())
-                .bind(item.changed_ms);
+                .bind(item.changed_ms)
+                .bind(item.fetched.blocks as i64)
+                .bind(item.fetched.bytes as i64)
+                .bind(item.fetched.last_block_ms);
         }
         settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("settle rows"))?);
     }
@@ -321,24 +415,25 @@ fn item(row: &SqliteRow) -> Result<Item> {
     Ok(Item {
         id: row.get(0),
         cid: row.get(1),
-        revision: revision(row.get(2)),
+        revision: unsigned(row.get(2)),
         class: Class::from_number(row.get(3)).ok_or_else(|| bad_row("class"))?,
         status: status(row.get(4)),
         todo,
         ownership: Ownership::from_number(row.get(6)).ok_or_else(|| bad_row("ownership"))?,
         hold: Hold::from_number(row.get(7)).ok_or_else(|| bad_row("hold"))?,
         mode: if row.get::<i64, _>(8) == 0 { PinMode::Recursive } else { PinMode::Direct },
-        priority: lane == Lane::PriorityPins.number(),
+        priority: lane == Lane::New.number(),
         next_try_ms: row.get(10),
         attempts: u32::try_from(row.get::<i64, _>(11)).unwrap_or(u32::MAX),
         reason: i32::try_from(row.get::<i64, _>(12)).ok().and_then(|n| Reason::try_from(n).ok()).unwrap_or_default(),
         error: row.get(13),
         changed_ms: row.get(14),
         pin: row.get(15),
+        fetched: Fetched { blocks: unsigned(row.get(16)), bytes: unsigned(row.get(17)), last_block_ms: row.get(18) },
     })
 }
 
-fn revision(number: i64) -> u64 {
+fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 

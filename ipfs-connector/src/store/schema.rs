@@ -13,7 +13,7 @@ use super::{Counts, failed};
 use crate::error::{ConnectorError, Result};
 
 /// `PRAGMA user_version` of the tables below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages in the WAL before it is folded into the file: rows that change several times within it are written once.
 const CHECKPOINT_PAGES: &str = "8000";
@@ -45,22 +45,38 @@ CREATE TABLE items (
     reason INTEGER NOT NULL,
     error TEXT NOT NULL,
     changed INTEGER NOT NULL,
-    pin BLOB NOT NULL
+    pin BLOB NOT NULL,
+    blocks INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    last_block INTEGER
 ) STRICT;
 CREATE INDEX items_planned ON items (lane, next_try) WHERE next_try IS NOT NULL;
 CREATE INDEX items_in_error ON items (cid) WHERE status IN (4, 8, 4096);
-CREATE INDEX items_held ON items (hold) WHERE hold > 0;
+CREATE INDEX items_held ON items (hold, cid) WHERE hold > 0;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
+";
+
+/// From version 1: how far attempts came, and what is held in CID order.
+const FROM_1: &str = "
+DROP INDEX items_held;
+CREATE INDEX items_held ON items (hold, cid) WHERE hold > 0;
+ALTER TABLE items ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN last_block INTEGER;
+PRAGMA user_version = 2;
 ";
 
 pub(super) const CURSOR_KEY: &str = "cursor";
 pub(super) const REBUILT_KEY: &str = "rebuilt_index";
+/// The peer ID of the IPFS node whose pins the rows claim.
+pub(super) const NODE_KEY: &str = "node";
 
 /// What was found on disk.
 pub(super) struct Opened {
     pub cursor: Option<Cursor>,
     pub rebuilt_index: u64,
+    pub node: Option<Vec<u8>>,
     pub counts: Counts,
 }
 
@@ -103,11 +119,10 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened>
         .map_err(failed("read the version"))?;
     match version {
         0 => {
-            let mut transaction = connection.begin().await.map_err(failed("begin"))?;
-            sqlx::raw_sql(TABLES).execute(&mut *transaction).await.map_err(failed("make the tables"))?;
-            transaction.commit().await.map_err(failed("make the tables"))?;
+            change_tables(connection, TABLES).await?;
             set_meta(connection, REBUILT_KEY, &i64::MAX.to_be_bytes()).await?;
         }
+        1 => change_tables(connection, FROM_1).await?,
         VERSION => {}
         other => {
             return Err(ConnectorError::Corrupt { what: format!("version {other} of the tables is not known here") });
@@ -119,6 +134,7 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened>
         .transpose()
         .map_err(|error| ConnectorError::Corrupt { what: format!("the cursor: {error}") })?;
     let rebuilt = meta(connection, REBUILT_KEY).await?.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+    let node = meta(connection, NODE_KEY).await?;
     let counts = Counts::default();
     let rows = sqlx::query("SELECT status, count(*) FROM items GROUP BY status")
         .fetch_all(connection)
@@ -128,7 +144,13 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened>
         let status: i64 = row.get(0);
         counts.add(TrackerStatus::from_bit(u32::try_from(status).unwrap_or(0)), row.get(1));
     }
-    Ok(Opened { cursor, rebuilt_index: rebuilt.map_or(0, u64::from_be_bytes), counts })
+    Ok(Opened { cursor, rebuilt_index: rebuilt.map_or(0, u64::from_be_bytes), node, counts })
+}
+
+async fn change_tables(connection: &mut SqliteConnection, statements: &'static str) -> Result<()> {
+    let mut transaction = connection.begin().await.map_err(failed("begin"))?;
+    sqlx::raw_sql(statements).execute(&mut *transaction).await.map_err(failed("change the tables"))?;
+    transaction.commit().await.map_err(failed("change the tables"))
 }
 
 async fn meta(connection: &mut SqliteConnection, key: &'static str) -> Result<Option<Vec<u8>>> {

@@ -9,7 +9,9 @@ fn policy() -> Policy {
     Policy {
         priority_max_age_ms: 86_400_000,
         priority_max_retries: 5,
-        backoff_cap_ms: 60_000,
+        first_backoff_ms: 1_000,
+        last_backoff_ms: 60_000,
+        max_attempts: 0,
         max_queued_pins: 1_000_000,
     }
 }
@@ -52,9 +54,9 @@ async fn restart_resumes_queue_and_cursor() {
     assert_eq!(*store.position().borrow(), 100);
     assert_eq!(store.rebuilt_index(), 100);
     assert_eq!(store.counts().of(TrackerStatus::PinQueued), 100);
-    let due = store.due(Lane::Pins, i64::MAX, (i64::MIN, 0), 1000).await.unwrap();
+    let due = store.due(Lane::Repin, i64::MAX, (i64::MIN, 0), 1000).await.unwrap();
     assert_eq!(due.len(), 100);
-    let rest = store.due(Lane::Pins, i64::MAX, (due[9].next_try_ms.unwrap(), due[9].id), 1000).await.unwrap();
+    let rest = store.due(Lane::Repin, i64::MAX, (due[9].next_try_ms.unwrap(), due[9].id), 1000).await.unwrap();
     assert_eq!(rest, due[10..]);
 }
 
@@ -138,9 +140,9 @@ async fn sweep_and_hold() {
     }
     assert_eq!(touched, total - 3 - 2);
     assert_eq!(store.count_held(Hold::Comparing).await.unwrap(), touched as u64);
-    assert!(store.next_due(Lane::Unpins).await.unwrap().is_none());
+    assert!(store.newest_due(Lane::Unpins, i64::MAX, 1).await.unwrap().is_empty());
     store.end_comparison(cursor(9), Some("held".into())).await.unwrap();
-    assert!(store.next_due(Lane::Unpins).await.unwrap().is_none());
+    assert!(store.newest_due(Lane::Unpins, i64::MAX, 1).await.unwrap().is_empty());
     let held = only(&store, &cid(7)).await.unwrap();
     assert_eq!((held.hold, held.error.as_str()), (Hold::Guarded, "held"));
     assert_eq!(held.status, TrackerStatus::UnpinQueued);
@@ -202,4 +204,109 @@ async fn a_lower_index_is_followed() {
     store.end_comparison(Cursor { lineage: 2, ..cursor(7) }, None).await.unwrap();
     store.follow(vec![order(b"a", 8, OWN)], Some(Cursor { lineage: 2, ..cursor(8) }), Source::Log).await.unwrap();
     assert_eq!(only(&store, b"a").await.unwrap().status, TrackerStatus::PinQueued);
+}
+
+/// Goal: a table of the version before is taken over with all that it says.
+#[tokio::test]
+async fn version_1_is_taken_over() {
+    use sqlx::Connection as _;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    store.follow(vec![order(b"a", 1, OWN)], Some(cursor(1)), Source::Log).await.unwrap();
+    let before = only(&store, b"a").await.unwrap();
+    store.close().await;
+    drop(store);
+    let mut old = schema::connect(&folder.path().join(DATABASE)).await.unwrap();
+    sqlx::raw_sql(
+        "ALTER TABLE items DROP COLUMN blocks; ALTER TABLE items DROP COLUMN bytes; \
+         ALTER TABLE items DROP COLUMN last_block; DROP INDEX items_held; \
+         CREATE INDEX items_held ON items (hold) WHERE hold > 0; PRAGMA user_version = 1;",
+    )
+    .execute(&mut old)
+    .await
+    .unwrap();
+    old.close().await.unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    assert_eq!(store.cursor(), Some(cursor(1)));
+    assert_eq!(only(&store, b"a").await.unwrap(), before);
+    assert!(store.held(Hold::Guarded, &[], 10).await.unwrap().is_empty());
+}
+
+/// Goal: claims are given up in any number, their unpins are held, and the node is remembered.
+#[tokio::test]
+async fn claims_are_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    assert_eq!(store.node(), None);
+    let cid = |n: u8| vec![n];
+    store.follow((0..20).map(|n| order(&cid(n), 1, OWN)).collect(), Some(cursor(1)), Source::Log).await.unwrap();
+    for n in 0..10 {
+        let item = only(&store, &cid(n)).await.unwrap();
+        let claimed = operation::after(&item, Outcome::Claim(Ownership::Claimed), &store.rules(), 0.5);
+        let pinned = operation::after(&claimed, Outcome::Pinned, &store.rules(), 0.5);
+        store.settle(vec![Settlement::of(&item, pinned)]).await.unwrap();
+    }
+    store.follow(vec![Change::Removed { cid: cid(3), index: 2 }], Some(cursor(2)), Source::Log).await.unwrap();
+    store.disown_all("another node").await.unwrap();
+    store.set_node(b"node".to_vec()).await.unwrap();
+    let held = store.held(Hold::Adopted, &[], 10).await.unwrap();
+    assert_eq!(held.iter().map(|item| item.cid.clone()).collect::<Vec<_>>(), [cid(3)]);
+    assert_eq!((held[0].next_try_ms, held[0].error.as_str()), (None, "another node"));
+    assert_eq!(only(&store, &cid(4)).await.unwrap().ownership, Ownership::Adopted);
+    assert_eq!(only(&store, &cid(14)).await.unwrap().ownership, Ownership::Unknown);
+    store.close().await;
+    drop(store);
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    assert_eq!(store.node(), Some(b"node".to_vec()));
+}
+
+/// Goal: what a table of a million items costs, for people who change it: run in release with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn million() {
+    const ITEMS: u32 = 1_000_000;
+    const IN_ERROR: u32 = 1_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    let cid = |n: u32| {
+        let mut cid = n.wrapping_mul(2_654_435_761).to_be_bytes().to_vec();
+        cid.extend([0; 32]);
+        cid
+    };
+    let began = std::time::Instant::now();
+    for first in (0..ITEMS).step_by(1000) {
+        let changes = (first..first + 1000).map(|n| order(&cid(n), u64::from(n) + 1, OWN)).collect();
+        store.follow(changes, Some(cursor(u64::from(first) + 1000)), Source::Log).await.unwrap();
+        let cids: Vec<Vec<u8>> = (first..first + 1000).map(cid).collect();
+        let items = store.get(&cids).await.unwrap();
+        let settled = items.values().map(|item| {
+            let fails = item.revision % u64::from(ITEMS / IN_ERROR) == 0;
+            let outcome = match fails {
+                true => Outcome::Failed { reason: Reason::NoProviders, error: "nobody has it".into() },
+                false => Outcome::Pinned,
+            };
+            Settlement::of(item, operation::after(item, outcome, &store.rules(), 0.5))
+        });
+        store.settle(settled.collect()).await.unwrap();
+    }
+    eprintln!("{ITEMS} items followed and pinned in {:?}", began.elapsed());
+    store.close().await;
+    drop(store);
+    let began = std::time::Instant::now();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    eprintln!("ready {:?} after a restart", began.elapsed());
+    let began = std::time::Instant::now();
+    let pinned = store.counts().of(TrackerStatus::Pinned);
+    eprintln!("summary ({pinned} pinned) in {:?}", began.elapsed());
+    let began = std::time::Instant::now();
+    let failed = store.page(&[], TrackerStatus::PinError.bit(), 2 * IN_ERROR as usize).await.unwrap().len();
+    eprintln!("{failed} items in error in {:?}", began.elapsed());
+    let (began, mut rows, mut after) = (std::time::Instant::now(), 0, Vec::new());
+    loop {
+        let page = store.page(&after, 0, 512).await.unwrap();
+        let Some(last) = page.last() else { break };
+        rows += page.len();
+        after.clone_from(&last.cid);
+    }
+    eprintln!("{rows} rows listed in {:?}", began.elapsed());
 }

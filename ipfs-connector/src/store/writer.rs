@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::rows::{self, Statements};
 use super::{
-    Change, Command, Policy, Reply, SWEEP_CHUNK, Settlement, Shared, Source, Swept, Touched, failed, now_ms, rules,
-    schema,
+    Change, Command, DISOWN_CHUNK, Policy, Reply, SWEEP_CHUNK, Settlement, Shared, Source, Swept, Touched, failed,
+    now_ms, rules, schema,
 };
 use crate::error::{ConnectorError, Result};
 use crate::tracker::operation::{self, Class, Item, Rules};
@@ -42,6 +42,7 @@ struct Effects {
     counts: HashMap<TrackerStatus, i64>,
     cursor: Option<Cursor>,
     rebuilt_index: Option<u64>,
+    node: Option<Vec<u8>>,
 }
 
 impl Effects {
@@ -63,6 +64,7 @@ enum Answer {
     Touched(Reply<Vec<Touched>>, Vec<Touched>),
     Swept(Reply<Swept>, Swept),
     Settled(Reply<Vec<bool>>, Vec<bool>),
+    Disowned(Reply<Option<i64>>, Option<i64>),
     Done(Reply<()>),
 }
 
@@ -75,6 +77,7 @@ impl Answer {
             }
             Answer::Swept(reply, swept) => drop(reply.send(failure.map_or(Ok(swept), |error| Err(error.clone())))),
             Answer::Settled(reply, done) => drop(reply.send(failure.map_or(Ok(done), |error| Err(error.clone())))),
+            Answer::Disowned(reply, last) => drop(reply.send(failure.map_or(Ok(last), |error| Err(error.clone())))),
             Answer::Done(reply) => drop(reply.send(failure.map_or(Ok(()), |error| Err(error.clone())))),
         }
     }
@@ -128,6 +131,9 @@ impl Writer {
         }
         if let Some(index) = effects.rebuilt_index {
             self.shared.rebuilt_index.store(index, Ordering::Relaxed);
+        }
+        if let Some(node) = effects.node {
+            *self.shared.node.lock() = Some(node);
         }
         if let Some(cursor) = effects.cursor {
             let index = cursor.index;
@@ -213,6 +219,22 @@ impl Writer {
                 before?;
                 schema::set_meta(&mut self.connection, schema::REBUILT_KEY, &index.to_be_bytes()).await?;
                 self.effects.rebuilt_index = Some(index);
+                Ok(())
+            }
+            Step::Other(Command::Disown { after, why, reply }) => {
+                let disowned = match before {
+                    Ok(()) => rows::disown(&mut self.connection, after, DISOWN_CHUNK, &why).await,
+                    Err(error) => Err(error),
+                };
+                let (last, result) = split(disowned);
+                answers.push(Answer::Disowned(reply, last));
+                result
+            }
+            Step::Other(Command::SetNode { node, reply }) => {
+                answers.push(Answer::Done(reply));
+                before?;
+                schema::set_meta(&mut self.connection, schema::NODE_KEY, &node).await?;
+                self.effects.node = Some(node);
                 Ok(())
             }
             Step::Other(Command::Settle { .. }) => unreachable!("settlements are steps of their own"),

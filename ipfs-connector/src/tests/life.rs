@@ -263,6 +263,7 @@ async fn holdings() {
     let index = house.pinset.put([house.here(&cid(1)), house.here(&cid(2)), house.here(&cid(3))]);
     connector.until(&cid(1), TrackerStatus::Pinned).await;
     connector.until(&cid(2), TrackerStatus::Pinned).await;
+    connector.status(&cid(9), index).await;
     // It stays lost, also when the check at the start finds it first.
     node.plan(&cid(2), Plan::Hang);
     node.lose(&cid(2));
@@ -333,5 +334,32 @@ async fn throughput() {
     let began = std::time::Instant::now();
     let rows = connector.list(0).await.len();
     eprintln!("listed {rows} in {:?}", began.elapsed());
+    connector.stop().await;
+}
+
+/// Goal: fault:K11. Ten thousand CIDs that nobody has were queued first; a good one does not wait behind them, and
+/// neither does one that was queued in their middle for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_cids_queued_first() {
+    const DEAD: u32 = 10_000;
+    let (house, node) = (House::new().await, TestNode::new());
+    for dead in 0..DEAD {
+        node.plan(&cid(dead), Plan::Hang);
+    }
+    let young = |n| {
+        let seconds = crate::store::now_ms() / 1000;
+        let timestamp = Some(pinfold_proto::types::Time { seconds, nanos: 0 });
+        pinfold_proto::types::Pin { timestamp, ..house.here(&cid(n)) }
+    };
+    let connector = house.start(node.clone()).await;
+    // The first comparison is over: what follows comes as changes.
+    house.pinset.put([young(DEAD + 1)]);
+    connector.until(&cid(DEAD + 1), TrackerStatus::Pinned).await;
+    let index = house.pinset.put((0..DEAD).map(young));
+    connector.status(&cid(0), index).await;
+    house.pinset.put([young(DEAD)]);
+    connector.until(&cid(DEAD), TrackerStatus::Pinned).await;
+    let tried = node.count("add");
+    assert!(tried < 500, "it waited behind {tried} others");
     connector.stop().await;
 }

@@ -2,6 +2,9 @@
 //! steers or the embedded one.
 
 mod consensus;
+mod kubo;
+#[path = "../../tests/kubo_sim/mod.rs"]
+mod kubo_sim;
 mod life;
 mod monitor;
 mod node;
@@ -21,7 +24,7 @@ use pinfold_common::{Cid, PeerId};
 use pinfold_proto::connector::blocks_client::BlocksClient;
 use pinfold_proto::connector::holdings_client::HoldingsClient;
 use pinfold_proto::connector::tracker_client::TrackerClient;
-use pinfold_proto::connector::{RecoverCall, StatusAllCall, TrackerStatusCall};
+use pinfold_proto::connector::{ApproveCall, DescribeCall, HeldCall, RecoverCall, StatusAllCall, TrackerStatusCall};
 use pinfold_proto::types::{self, PinInfo};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -103,7 +106,9 @@ impl House {
                 policy: Policy {
                     priority_max_age_ms: 86_400_000,
                     priority_max_retries: 5,
-                    backoff_cap_ms: 60_000,
+                    first_backoff_ms: 1_000,
+                    last_backoff_ms: 60_000,
+                    max_attempts: 0,
                     max_queued_pins: 1_000_000,
                 },
                 check_interval: Duration::from_secs(3600),
@@ -206,6 +211,25 @@ impl Connector {
             infos.extend(reply.infos);
         }
         infos
+    }
+
+    /// What the connector says of its IPFS node.
+    async fn node(&self) -> types::IpfsId {
+        self.tracker().describe(DescribeCall {}).await.unwrap().into_inner().ipfs.unwrap()
+    }
+
+    async fn held(&self) -> Vec<types::HeldUnpin> {
+        let mut stream = self.tracker().held(HeldCall {}).await.unwrap().into_inner();
+        let mut items = Vec::new();
+        while let Some(reply) = stream.message().await.unwrap() {
+            items.extend(reply.items);
+        }
+        items
+    }
+
+    async fn approve(&self, cids: &[Cid]) -> u64 {
+        let cids = cids.iter().map(Cid::to_bytes).collect();
+        self.tracker().approve(ApproveCall { cids }).await.unwrap().into_inner().approved
     }
 
     async fn recover(&self, cid: &Cid) -> (PinInfo, bool) {

@@ -11,7 +11,6 @@ use pinfold_common::ids::{cid_from_bytes, optional_cid};
 use pinfold_common::pin::PinMode;
 use pinfold_proto::types::{self, Reason};
 use prost::Message as _;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +18,7 @@ use super::aside::Place;
 use super::board::Line;
 use super::operation::{self, Item, Outcome, Todo};
 use super::queue::{Shared, failure};
+use super::slots::Slot;
 use crate::node::{NodeError, PinAdd, PinEvent, PinProgress, PinState};
 use crate::store::Settlement;
 
@@ -29,13 +29,7 @@ const NEXT_BLOCK: Duration = Duration::from_secs(10);
 /// After an unpin that follows a broken-off pin: the node may finish that pin yet, and is asked once more.
 const LATE_PIN: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    line: Line,
-    item: Item,
-    cancel: CancellationToken,
-    slot: OwnedSemaphorePermit,
-) {
+pub(super) async fn run(shared: Arc<Shared>, line: Line, item: Item, cancel: CancellationToken, slot: Slot) {
     let work = async {
         match (line, cid_from_bytes(&item.cid)) {
             (_, Err(error)) => Outcome::Refused(error.to_string()),
@@ -65,6 +59,9 @@ async fn write_back(shared: &Shared, mut item: Item, outcome: Outcome) {
     if let Some((revision, status)) = shared.board.standing(&item.cid) {
         item.revision = revision;
         item.status = status;
+    }
+    if item.todo == Todo::Pin {
+        item.fetched = shared.board.fetched(&item.cid);
     }
     let after = operation::after(&item, outcome, &shared.store.rules(), rand::random());
     let cid = item.cid.clone();
@@ -101,7 +98,7 @@ fn failed(shared: &Shared, error: NodeError) -> Outcome {
     failure(error)
 }
 
-async fn pin(shared: &Shared, item: &Item, cid: Cid, slot: OwnedSemaphorePermit) -> Outcome {
+async fn pin(shared: &Shared, item: &Item, cid: Cid, slot: Slot) -> Outcome {
     shared.trigger.hit();
     let outcome = match prepare(shared, item, &cid).await {
         Some(outcome) => outcome,
@@ -133,15 +130,16 @@ async fn prepare(shared: &Shared, item: &Item, cid: &Cid) -> Option<Outcome> {
 
 /// Where an attempt is: in a slot while it moves, aside while it waits.
 enum Seat {
-    Slot { _held: OwnedSemaphorePermit },
+    Slot { _held: Slot },
     Aside(Place),
 }
 
-async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: OwnedSemaphorePermit) -> Outcome {
+async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: Slot) -> Outcome {
     let mut events = shared.node.pin_add(request(item, cid));
     let mut seat = Seat::Slot { _held: slot };
     let mut seen = PinProgress::default();
-    let mut quiet_at = Instant::now() + FIRST_BLOCK;
+    let started = Instant::now();
+    let mut quiet_at = started + FIRST_BLOCK;
     loop {
         let evicted = match &seat {
             Seat::Slot { .. } => None,
@@ -154,10 +152,7 @@ async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: OwnedSemaphorePermi
                 continue;
             }
             () = async { evicted.unwrap_or_default().cancelled().await }, if matches!(seat, Seat::Aside(_)) => {
-                return Outcome::Failed {
-                    reason: Reason::Stalled,
-                    error: "no block came, and others were waiting for the place".to_owned(),
-                };
+                return evicted_outcome(seen, started.elapsed());
             }
         };
         match event {
@@ -172,10 +167,7 @@ async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: OwnedSemaphorePermi
                 if moved {
                     if matches!(seat, Seat::Aside(_)) {
                         // It moves: it needs a slot like everybody, and does not go on without one.
-                        match shared.slots.clone().acquire_owned().await {
-                            Ok(slot) => seat = Seat::Slot { _held: slot },
-                            Err(_) => return Outcome::NodeDown("stopping".to_owned()),
-                        }
+                        seat = Seat::Slot { _held: shared.slots.take().await };
                     }
                     quiet_at = Instant::now() + NEXT_BLOCK;
                 }
@@ -191,6 +183,20 @@ async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: OwnedSemaphorePermi
     }
 }
 
+/// The waiting pool was full, and this attempt had waited longest.
+fn evicted_outcome(seen: PinProgress, after: Duration) -> Outcome {
+    let seconds = after.as_secs();
+    if seen == PinProgress::default() {
+        let error = format!("no block of it came within {seconds} s, and others were waiting for the place");
+        return Outcome::Failed { reason: Reason::NoProviders, error };
+    }
+    let error = format!(
+        "no progress after {} blocks and {} bytes, {seconds} s after its start, and others were waiting for the place",
+        seen.blocks, seen.bytes
+    );
+    Outcome::Failed { reason: Reason::Stalled, error }
+}
+
 fn request(item: &Item, cid: Cid) -> PinAdd {
     // Hints only: what cannot be read is left out.
     let options = types::Pin::decode(item.pin.as_slice()).ok().and_then(|pin| pin.options).unwrap_or_default();
@@ -203,7 +209,7 @@ fn request(item: &Item, cid: Cid) -> PinAdd {
     }
 }
 
-async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: OwnedSemaphorePermit) -> Outcome {
+async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: Slot) -> Outcome {
     if shared.unpin_disable {
         return Outcome::Refused("unpinning is disabled: ipfs_connector.ipfshttp.unpin_disable".to_owned());
     }

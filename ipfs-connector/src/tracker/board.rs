@@ -10,12 +10,63 @@ use pinfold_common::status::TrackerStatus;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::operation::{Item, Todo};
+use super::operation::{Fetched, Item, Todo};
 use crate::node::PinProgress;
 use crate::store::{Lane, Touched, now_ms};
 
 /// CIDs of which a cancelled call may still have an effect. When there are more, the oldest doubt is forgotten.
 const MAX_DOUBTFUL: usize = 4096;
+
+/// Where what is ready waits for a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    New,
+    /// Of the lane `New` too, taken from its other end: whoever pins now does not wait behind ten thousand CIDs that
+    /// nobody has.
+    Newest,
+    Repin,
+    Retry,
+    Unpins,
+}
+
+impl Shelf {
+    const COUNT: usize = 5;
+
+    pub const fn of(lane: Lane) -> Shelf {
+        match lane {
+            Lane::New => Shelf::New,
+            Lane::Repin => Shelf::Repin,
+            Lane::Retry => Shelf::Retry,
+            Lane::Unpins => Shelf::Unpins,
+        }
+    }
+
+    const fn index(self) -> usize {
+        match self {
+            Shelf::New => 0,
+            Shelf::Newest => 1,
+            Shelf::Repin => 2,
+            Shelf::Retry => 3,
+            Shelf::Unpins => 4,
+        }
+    }
+}
+
+/// Whose turn it is: new pins 70, re-pins 20, retries 10 of a hundred slots (fault:F19). A shelf that is empty lets the
+/// others go first.
+const TURNS: [Shelf; 10] = [
+    Shelf::New,
+    Shelf::Newest,
+    Shelf::Repin,
+    Shelf::New,
+    Shelf::Newest,
+    Shelf::New,
+    Shelf::Retry,
+    Shelf::Newest,
+    Shelf::Repin,
+    Shelf::New,
+];
+const PIN_SHELVES: [Shelf; 4] = [Shelf::New, Shelf::Newest, Shelf::Repin, Shelf::Retry];
 
 /// How far a piece of work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +90,7 @@ struct Lease {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub started_ms: i64,
-    pub blocks: u64,
-    pub bytes: u64,
-    pub last_block_ms: Option<i64>,
+    pub fetched: Fetched,
 }
 
 /// Work that runs, as a status shows it.
@@ -54,12 +103,14 @@ pub struct Running {
 #[derive(Default)]
 struct State {
     leases: HashMap<Vec<u8>, Lease>,
-    /// CIDs in phase `Ready`, by lane; ones whose lease is gone are skipped.
-    ready: [VecDeque<Vec<u8>>; 3],
+    /// CIDs in phase `Ready`; ones whose lease is gone are skipped.
+    ready: [VecDeque<Vec<u8>>; Shelf::COUNT],
+    /// Place in `TURNS`.
+    turn: usize,
     /// Rows that changed while the table was being read: what was read of them may be old.
     changed_while_reading: [Option<HashSet<Vec<u8>>>; 2],
-    /// Nothing new is taken in hand: the pinset is of another lineage, and revisions mean nothing until it is compared.
-    halted: bool,
+    /// While one is set nothing new is taken in hand.
+    halted: [bool; 2],
     doubtful: HashSet<Vec<u8>>,
     doubts: VecDeque<Vec<u8>>,
 }
@@ -78,6 +129,31 @@ impl Line {
             Line::Unpins => 1,
         }
     }
+
+    const fn shelves(self) -> &'static [Shelf] {
+        match self {
+            Line::Pins => &PIN_SHELVES,
+            Line::Unpins => &[Shelf::Unpins],
+        }
+    }
+}
+
+/// Why nothing may be in hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// The pinset is of another lineage, and revisions mean nothing until it is compared.
+    Lineage,
+    /// Another IPFS node is there, and claims mean nothing until they are given up.
+    Node,
+}
+
+impl Halt {
+    const fn index(self) -> usize {
+        match self {
+            Halt::Lineage => 0,
+            Halt::Node => 1,
+        }
+    }
 }
 
 /// Clones share the board.
@@ -87,11 +163,20 @@ pub struct Board {
     idle: Arc<Notify>,
 }
 
-fn lane_index(lane: Lane) -> usize {
-    match lane {
-        Lane::PriorityPins => 0,
-        Lane::Pins => 1,
-        Lane::Unpins => 2,
+impl State {
+    fn is_halted(&self) -> bool {
+        self.halted.contains(&true)
+    }
+
+    fn start(&mut self, shelf: Shelf) -> Option<(Item, CancellationToken)> {
+        let ready = &mut self.ready[shelf.index()];
+        while let Some(cid) = if shelf == Shelf::Newest { ready.pop_back() } else { ready.pop_front() } {
+            let Some(lease) = self.leases.get_mut(&cid).filter(|lease| lease.phase == Phase::Ready) else { continue };
+            lease.phase = Phase::Running;
+            lease.progress.started_ms = now_ms();
+            return Some((lease.item.clone(), lease.cancel.clone()));
+        }
+        None
     }
 }
 
@@ -100,14 +185,20 @@ impl Board {
         self.state.lock().leases.len()
     }
 
-    pub fn ready(&self, lane: Lane) -> usize {
-        self.state.lock().ready[lane_index(lane)].len()
+    pub fn ready(&self, shelf: Shelf) -> usize {
+        self.state.lock().ready[shelf.index()].len()
+    }
+
+    /// Whether something waits for a slot of this line.
+    pub fn is_any_ready(&self, line: Line) -> bool {
+        let state = self.state.lock();
+        line.shelves().iter().any(|shelf| !state.ready[shelf.index()].is_empty())
     }
 
     /// The table is about to be read for work of this line.
     pub fn begin_reading(&self, line: Line) {
         let mut state = self.state.lock();
-        state.changed_while_reading[line.index()] = (!state.halted).then(HashSet::new);
+        state.changed_while_reading[line.index()] = (!state.is_halted()).then(HashSet::new);
     }
 
     /// Takes what was read in hand, but for what is in hand already and what changed since. Gives what it took.
@@ -132,7 +223,7 @@ impl Board {
     }
 
     /// The item may run as soon as there is a slot; unless it changed meanwhile.
-    pub fn make_ready(&self, lane: Lane, item: Item) {
+    pub fn make_ready(&self, shelf: Shelf, item: Item) {
         let mut state = self.state.lock();
         let Some(lease) = state.leases.get_mut(&item.cid) else { return };
         if lease.item.revision != item.revision || lease.phase != Phase::Preparing {
@@ -141,33 +232,37 @@ impl Board {
         lease.phase = Phase::Ready;
         let cid = item.cid.clone();
         lease.item = item;
-        state.ready[lane_index(lane)].push_back(cid);
+        state.ready[shelf.index()].push_back(cid);
     }
 
-    /// The next item to run, of the first lane that has one.
-    pub fn start(&self, lanes: &[Lane]) -> Option<(Item, CancellationToken)> {
+    /// The next item of this line to run: of the shelf whose turn it is, else of the first that has one.
+    pub fn start(&self, line: Line) -> Option<(Item, CancellationToken)> {
         let mut state = self.state.lock();
-        for lane in lanes {
-            while let Some(cid) = state.ready[lane_index(*lane)].pop_front() {
-                let Some(lease) = state.leases.get_mut(&cid).filter(|lease| lease.phase == Phase::Ready) else {
-                    continue;
-                };
-                lease.phase = Phase::Running;
-                lease.progress.started_ms = now_ms();
-                return Some((lease.item.clone(), lease.cancel.clone()));
-            }
+        let turn = match line {
+            Line::Pins => Some(TURNS[state.turn % TURNS.len()]),
+            Line::Unpins => None,
+        };
+        let started = turn.iter().chain(line.shelves()).find_map(|shelf| state.start(*shelf));
+        if started.is_some() && line == Line::Pins {
+            state.turn = (state.turn + 1) % TURNS.len();
         }
-        None
+        started
     }
 
     pub fn record(&self, cid: &[u8], progress: PinProgress) {
         if let Some(lease) = self.state.lock().leases.get_mut(cid) {
-            if progress.blocks > lease.progress.blocks || progress.bytes > lease.progress.bytes {
-                lease.progress.last_block_ms = Some(now_ms());
+            let fetched = &mut lease.progress.fetched;
+            if progress.blocks > fetched.blocks || progress.bytes > fetched.bytes {
+                fetched.last_block_ms = Some(now_ms());
             }
-            lease.progress.blocks = progress.blocks;
-            lease.progress.bytes = progress.bytes;
+            fetched.blocks = progress.blocks;
+            fetched.bytes = progress.bytes;
         }
+    }
+
+    /// What the attempt that runs has got so far.
+    pub fn fetched(&self, cid: &[u8]) -> Fetched {
+        self.state.lock().leases.get(cid).map(|lease| lease.progress.fetched).unwrap_or_default()
     }
 
     /// Where the row of the work stands by now, its revision and its status: a newer order for the same work does not
@@ -233,14 +328,14 @@ impl Board {
     }
 
     /// Breaks everything off, waits until nothing is in hand, and takes nothing until `resume`.
-    pub async fn halt(&self) {
+    pub async fn halt(&self, why: Halt) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                state.halted = true;
+                state.halted[why.index()] = true;
                 state.changed_while_reading = [None, None];
                 state.leases.retain(|_, lease| lease.phase == Phase::Running);
                 if state.leases.is_empty() {
@@ -254,8 +349,8 @@ impl Board {
         }
     }
 
-    pub fn resume(&self) {
-        self.state.lock().halted = false;
+    pub fn resume(&self, after: Halt) {
+        self.state.lock().halted[after.index()] = false;
     }
 
     pub fn is_in_hand(&self, cid: &[u8]) -> bool {

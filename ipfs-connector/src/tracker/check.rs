@@ -1,4 +1,5 @@
-//! Compares what the table says with what the node lists, at the start and every `cluster.pin_recover_interval`: a pin
+//! Compares what the table says with what the node lists, at the start, every `cluster.pin_recover_interval`, and when
+//! the node comes back from wherever it was: a pin
 //! that the node lost is planned again, and after a lost `tracker/` what the node has is adopted. An answer that is
 //! empty, broken or late changes nothing by itself: each missing pin is asked for by name before it counts as lost,
 //! and nothing here ever unpins.
@@ -30,6 +31,7 @@ const PAGE_PAUSE: Duration = Duration::from_millis(5);
 const MAX_LISTED: usize = 64 * 1024 * 1024;
 /// For one question about one pin.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+const ASK_AT_ONCE: usize = 16;
 /// After a listing that failed.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -52,27 +54,48 @@ pub struct Findings {
 
 impl Check {
     pub async fn run(self, shutdown: Shutdown) {
+        let mut returns = self.health.returns();
+        let mut is_failing = false;
         let work = async {
             loop {
                 // The sender lives as long as the connector.
                 let _ = self.caught_up.clone().wait_for(|caught_up| *caught_up).await;
                 self.health.up().await;
+                returns.mark_unchanged();
                 let pause = match self.pass().await {
                     Ok(found) => {
-                        if found.lost + found.adopted > 0 {
-                            tracing::info!(found.listed, found.lost, found.adopted, "compared with the node's pins");
-                        }
+                        is_failing = false;
+                        self.tell(found);
                         self.interval
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "the node's pins cannot be listed; trying again");
+                        if !std::mem::replace(&mut is_failing, true) {
+                            tracing::warn!(%error, "the node's pins cannot be listed: nothing is judged by it; trying again");
+                        }
                         RETRY.min(self.interval)
                     }
                 };
-                tokio::time::sleep(pause).await;
+                // The sender lives in the health that this check has.
+                let _ = tokio::time::timeout(pause, returns.changed()).await;
             }
         };
         shutdown.race(work).await;
+    }
+
+    /// For people: a node that lost pins is a reason to look at its disk.
+    fn tell(&self, found: Findings) {
+        if found.lost > 0 {
+            tracing::warn!(found.listed, found.lost, found.adopted, "the IPFS node lost pins: they are pinned again");
+            let (lost, listed) = (found.lost, found.listed);
+            self.health.notice(format!(
+                "the IPFS node had lost {lost} pins, and lists {listed}: was its repository emptied or restored? They are pinned again"
+            ));
+        } else {
+            if found.adopted > 0 {
+                tracing::info!(found.listed, found.adopted, "compared with the node's pins");
+            }
+            self.health.notice(String::new());
+        }
     }
 
     /// One whole comparison.
@@ -90,21 +113,20 @@ impl Check {
             let items = self.store.page(&after, statuses, PAGE).await?;
             let Some(last) = items.last() else { return Ok(found) };
             after = last.cid.clone();
-            let mut settlements = Vec::new();
+            let (mut settlements, mut missing) = (Vec::new(), Vec::new());
             for item in items {
                 match judge(&item, listing.covers(&item.cid, item.mode), since_ms, rebuilt_index) {
                     Finding::Fine => {}
-                    Finding::Missing => {
-                        if self.is_lost(&item).await {
-                            found.lost += 1;
-                            settlements.push(self.settlement(&item, Outcome::Lost));
-                        }
-                    }
+                    Finding::Missing => missing.push(item),
                     Finding::Adopt => {
                         found.adopted += 1;
                         settlements.push(self.settlement(&item, Outcome::Found(Ownership::Adopted)));
                     }
                 }
+            }
+            for item in self.lost(missing).await {
+                found.lost += 1;
+                settlements.push(self.settlement(&item, Outcome::Lost));
             }
             if !settlements.is_empty() {
                 self.store.settle(settlements).await?;
@@ -134,7 +156,16 @@ impl Check {
         Ok(listing)
     }
 
-    /// Asked by name. No answer is not "lost".
+    /// Those that the node, asked by name, says it does not have.
+    async fn lost(&self, missing: Vec<Item>) -> Vec<Item> {
+        let asked = futures::stream::iter(missing).map(|item| async move {
+            let is_lost = self.is_lost(&item).await;
+            is_lost.then_some(item)
+        });
+        asked.buffered(ASK_AT_ONCE).filter_map(std::future::ready).collect().await
+    }
+
+    /// No answer is not "lost".
     async fn is_lost(&self, item: &Item) -> bool {
         let Ok(cid) = cid_from_bytes(&item.cid) else { return false };
         match tokio::time::timeout(ASK_DEADLINE, self.node.pin_state(&cid)).await {

@@ -10,6 +10,7 @@ use pinfold_proto::types::IpfsId;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::identity::Identity;
 use crate::node::{IpfsNode, NodeError, NodeId};
 
 /// Between probes while the node answers, and while it does not.
@@ -31,6 +32,8 @@ pub struct State {
     pub id: Option<NodeId>,
     /// Of the last failed probe; empty while the node is up.
     pub error: String,
+    /// What people should know although the node is up: it is another one, it lost pins. Empty when there is nothing.
+    pub notice: String,
 }
 
 impl State {
@@ -49,6 +52,7 @@ impl State {
                 Some(_) => self.error.clone(),
                 None => "the IPFS node was not asked yet".to_owned(),
             },
+            notice: self.notice.clone(),
         }
     }
 }
@@ -59,6 +63,10 @@ pub struct Health {
     state: Arc<watch::Sender<State>>,
     doubt: Arc<Notify>,
     paused_until: Arc<Mutex<Option<Instant>>>,
+    /// How long the last good probe took.
+    probe: Arc<watch::Sender<Duration>>,
+    /// Counts how often the node came back, or changed: what it holds may be something else than before.
+    returns: Arc<watch::Sender<u64>>,
 }
 
 impl Default for Health {
@@ -67,6 +75,8 @@ impl Default for Health {
             state: Arc::new(watch::Sender::new(State::default())),
             doubt: Arc::default(),
             paused_until: Arc::default(),
+            probe: Arc::new(watch::Sender::new(Duration::ZERO)),
+            returns: Arc::new(watch::Sender::new(0)),
         }
     }
 }
@@ -78,6 +88,25 @@ impl Health {
 
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.subscribe()
+    }
+
+    /// Says when what the node holds may be something else than before.
+    pub fn returns(&self) -> watch::Receiver<u64> {
+        self.returns.subscribe()
+    }
+
+    /// Something that people should know; empty: nothing any more.
+    pub fn notice(&self, text: String) {
+        self.state.send_if_modified(|state| {
+            let changed = state.notice != text;
+            state.notice = text;
+            changed
+        });
+    }
+
+    /// How long each good probe took.
+    pub fn probes(&self) -> watch::Receiver<Duration> {
+        self.probe.subscribe()
     }
 
     /// Somebody's call failed as if the node were away: it is asked at once.
@@ -108,16 +137,24 @@ impl Health {
     }
 
     /// Probes until `shutdown`.
-    pub async fn run(self, node: Arc<dyn IpfsNode>, shutdown: Shutdown) {
+    pub async fn run(self, node: Arc<dyn IpfsNode>, identity: Identity, shutdown: Shutdown) {
         let mut failures = 0;
         loop {
+            let asked_at = Instant::now();
             let Some(answer) = shutdown.race(tokio::time::timeout(PROBE_DEADLINE, node.id())).await else { return };
             let answer =
                 answer.unwrap_or_else(|_| Err(NodeError::Timeout(format!("id: no answer within {PROBE_DEADLINE:?}"))));
+            let answer = match answer {
+                Ok(id) => {
+                    self.probe.send_replace(asked_at.elapsed());
+                    self.recognise(id, &identity).await
+                }
+                Err(error) => Err(error),
+            };
             failures = if answer.is_ok() { 0 } else { failures + 1 };
             self.record(answer, failures);
             let settled = self.state.borrow().is_up() && failures == 0;
-            let interval = if settled { INTERVAL_UP } else { INTERVAL_DOWN };
+            let interval = if settled { INTERVAL_UP } else { INTERVAL_DOWN.mul_f64(0.5 + rand::random::<f64>()) };
             let pause = async {
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
@@ -130,6 +167,19 @@ impl Health {
         }
     }
 
+    /// Nobody works with a node before it is known whose pins the table claims.
+    async fn recognise(&self, id: NodeId, identity: &Identity) -> Result<NodeId, NodeError> {
+        match identity.check(&id).await {
+            Ok(None) => Ok(id),
+            Ok(Some(notice)) => {
+                self.notice(notice);
+                self.returns.send_modify(|returns| *returns += 1);
+                Ok(id)
+            }
+            Err(error) => Err(NodeError::Other(format!("note which IPFS node answers: {error}"))),
+        }
+    }
+
     fn record(&self, answer: Result<NodeId, NodeError>, failures: u32) {
         self.state.send_if_modified(|state| {
             let before = state.clone();
@@ -137,9 +187,11 @@ impl Health {
                 Ok(id) => {
                     if !state.is_up() {
                         *self.paused_until.lock() = None;
+                        self.returns.send_modify(|returns| *returns += 1);
                         tracing::info!(node = %id.peer_id, agent = id.agent, "the IPFS node answers");
                     }
-                    *state = State { up: Some(true), id: Some(id), error: String::new() };
+                    let notice = std::mem::take(&mut state.notice);
+                    *state = State { up: Some(true), id: Some(id), error: String::new(), notice };
                 }
                 Err(error) => {
                     let refused = matches!(error, NodeError::Down(_));

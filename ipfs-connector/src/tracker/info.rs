@@ -65,9 +65,9 @@ pub fn of(item: &Item, running: Option<Running>, scene: &Scene) -> PinInfo {
         // beh:B12.3: of the operation while there is one, else of the pin.
         timestamp: Some(if item.todo == Todo::Nothing { created } else { time(item.changed_ms) }),
         next_try: item.next_try_ms.filter(|_| item.todo != Todo::Nothing).map(time),
-        blocks: 0,
-        bytes: 0,
-        last_block: None,
+        blocks: item.fetched.blocks,
+        bytes: item.fetched.bytes,
+        last_block: item.fetched.last_block_ms.map(time),
         name: options.name,
         allocations: pin.allocations,
         origins: options.origins,
@@ -81,9 +81,9 @@ pub fn of(item: &Item, running: Option<Running>, scene: &Scene) -> PinInfo {
             info.next_try = None;
             info.error.clear();
             info.reason = Reason::None as i32;
-            info.blocks = running.progress.blocks;
-            info.bytes = running.progress.bytes;
-            info.last_block = running.progress.last_block_ms.map(time);
+            info.blocks = running.progress.fetched.blocks;
+            info.bytes = running.progress.fetched.bytes;
+            info.last_block = running.progress.fetched.last_block_ms.map(time);
         }
         None => {
             let waits =

@@ -4,14 +4,16 @@
 
 mod aside;
 mod attempt;
-mod board;
+pub mod board;
 pub mod check;
 pub mod health;
+pub mod identity;
 mod info;
 mod listing;
 pub mod operation;
 pub mod queue;
 pub mod reconcile;
+mod slots;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +30,7 @@ use crate::store::{Settlement, Store};
 
 use health::Health;
 use info::Scene;
-use operation::{Item, Outcome, Todo};
+use operation::{Hold, Item, Outcome, Todo};
 use queue::Queue;
 
 /// A status that must not be older than an index waits so long for it, and is then answered as it is.
@@ -177,6 +179,41 @@ impl Tracker {
         self.queue.wake();
         let queued: Vec<Vec<u8>> = cids.into_iter().zip(done).filter_map(|(cid, done)| done.then_some(cid)).collect();
         Ok(Page { infos: self.status(&queued).await?, next })
+    }
+
+    /// Unpins that are held until a person approves, after a CID, of one kind.
+    pub async fn held(&self, hold: Hold, after: &[u8]) -> Result<Vec<Item>> {
+        self.store.held(hold, after, PAGE).await
+    }
+
+    /// Lets held unpins go ahead: these, or all when there are none named. Gives how many.
+    pub async fn approve(&self, cids: &[Vec<u8>]) -> Result<u64> {
+        let mut approved = 0;
+        if cids.is_empty() {
+            for hold in [Hold::Guarded, Hold::Adopted] {
+                let mut after = Vec::new();
+                loop {
+                    let items = self.held(hold, &after).await?;
+                    let Some(last) = items.last() else { break };
+                    after.clone_from(&last.cid);
+                    approved += self.approve_items(items).await?;
+                }
+            }
+        } else {
+            approved = self.approve_items(self.store.get(cids).await?.into_values().collect()).await?;
+        }
+        self.queue.wake();
+        Ok(approved)
+    }
+
+    async fn approve_items(&self, items: Vec<Item>) -> Result<u64> {
+        let rules = self.store.rules();
+        let settlements: Vec<Settlement> = items
+            .iter()
+            .filter_map(|item| operation::approve(item, &rules).map(|approved| Settlement::of(item, approved)))
+            .collect();
+        let done = self.store.settle(settlements).await?;
+        Ok(done.into_iter().filter(|done| *done).count() as u64)
     }
 
     /// Whether this peer really holds what the pinset had at `revision` (protocols.md 7). The node is asked: others

@@ -9,8 +9,9 @@ use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::types::{self, Reason};
 
-/// Back-off after the first failure; doubled by each further one.
-pub const FIRST_BACKOFF_MS: i64 = 1_000;
+/// Longest back-off after a failure that is the node's and not the item's: a full disk, an answer that did not come.
+/// One item that works again says that all may.
+pub const MAX_NODE_BACKOFF_MS: i64 = 10 * 60_000;
 /// After an attempt that ended because the node was not there. The breaker does the real waiting.
 pub const NODE_DOWN_RETRY_MS: i64 = 1_000;
 /// When an item that found the queue full is tried.
@@ -66,6 +67,16 @@ pub enum Hold {
     Adopted,
 }
 
+/// How far the last attempt at a pin came, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    pub blocks: u64,
+    /// 0 where the node does not say.
+    pub bytes: u64,
+    /// Unix time; `None`: no block came.
+    pub last_block_ms: Option<i64>,
+}
+
 /// A row of the tracker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
@@ -87,6 +98,7 @@ pub struct Item {
     pub attempts: u32,
     pub reason: Reason,
     pub error: String,
+    pub fetched: Fetched,
     /// When the operation changed last, Unix time.
     pub changed_ms: i64,
     /// The pinset's entry, a `types::Pin` as bytes.
@@ -139,7 +151,12 @@ pub struct Rules {
     pub now_ms: i64,
     pub priority_max_age_ms: i64,
     pub priority_max_retries: u32,
-    pub backoff_cap_ms: i64,
+    /// After the first failure; doubled by each further one,
+    pub first_backoff_ms: i64,
+    /// up to this.
+    pub last_backoff_ms: i64,
+    /// After so many failed attempts a pin waits for a person; 0: it is tried for ever.
+    pub max_attempts: u32,
     /// False: as many pins are queued as may be (beh:B11.7).
     pub queue_has_room: bool,
     /// From the last comparison: unpins that it orders wait for its end.
@@ -152,9 +169,10 @@ impl Rules {
     }
 
     /// Exponential, capped; `jitter` from 0 to 1 moves it by a quarter to either side.
-    fn backoff_ms(&self, attempts: u32, jitter: f64) -> i64 {
-        let doubled = FIRST_BACKOFF_MS.saturating_mul(1_i64 << attempts.saturating_sub(1).min(30));
-        let capped = doubled.min(self.backoff_cap_ms.max(FIRST_BACKOFF_MS));
+    fn backoff_ms(&self, attempts: u32, reason: Reason, jitter: f64) -> i64 {
+        let longest = if is_of_node(reason) { MAX_NODE_BACKOFF_MS } else { i64::MAX };
+        let doubled = self.first_backoff_ms.saturating_mul(1_i64 << attempts.saturating_sub(1).min(30));
+        let capped = doubled.min(self.last_backoff_ms).min(longest).max(self.first_backoff_ms.min(longest));
         (capped as f64 * (0.75 + 0.5 * jitter.clamp(0.0, 1.0))) as i64
     }
 }
@@ -220,14 +238,29 @@ fn fresh(cid: Vec<u8>) -> Item {
         attempts: 0,
         reason: Reason::None,
         error: String::new(),
+        fetched: Fetched::default(),
         changed_ms: 0,
         pin: Vec::new(),
     }
 }
 
-/// Orders a pin now. The attempts of an earlier pin operation carry over (beh:B11.2).
+/// Whether the trouble is the node's, whatever the item.
+fn is_of_node(reason: Reason) -> bool {
+    match reason {
+        Reason::NodeDown | Reason::NodeTimeout | Reason::DiskFull => true,
+        Reason::None | Reason::NoProviders | Reason::Stalled | Reason::QueueFull | Reason::Refused => false,
+    }
+}
+
+/// Given up, until a person asks for it again.
+pub fn is_final(item: &Item) -> bool {
+    item.todo == Todo::Pin && item.next_try_ms.is_none()
+}
+
+/// Orders a pin now. The attempts of an earlier pin operation carry over (beh:B11.2), unless it was given up: then it
+/// is begun anew.
 fn want_pin(item: &mut Item, created_s: i64, rules: &Rules) {
-    if item.todo != Todo::Pin {
+    if item.todo != Todo::Pin || is_final(item) {
         item.attempts = 0;
     }
     item.todo = Todo::Pin;
@@ -355,6 +388,7 @@ pub fn after(before: &Item, outcome: Outcome, rules: &Rules, jitter: f64) -> Ite
         }
         Outcome::Unpinned => {
             item.ownership = Ownership::Unknown;
+            item.fetched = Fetched::default();
             let settled = item.status;
             let settled = if item.class == Class::Gone { TrackerStatus::Unpinned } else { settled };
             settle(&mut item, settled);
@@ -369,8 +403,13 @@ pub fn after(before: &Item, outcome: Outcome, rules: &Rules, jitter: f64) -> Ite
         }
         Outcome::Failed { reason, error } => {
             fail(&mut item, reason, error);
-            item.next_try_ms = Some(rules.now_ms + rules.backoff_ms(item.attempts, jitter));
-            item.priority = item.priority && item.attempts <= rules.priority_max_retries;
+            if is_last_attempt(&item, rules) {
+                item.next_try_ms = None;
+                item.error = shorten(format!("given up after {} attempts: {}", item.attempts, item.error));
+            } else {
+                item.next_try_ms = Some(rules.now_ms + rules.backoff_ms(item.attempts, reason, jitter));
+            }
+            item.priority = item.priority && rules.is_priority(created_s(&item), item.attempts);
         }
         Outcome::Refused(error) => {
             fail(&mut item, Reason::Refused, error);
@@ -385,11 +424,23 @@ pub fn after(before: &Item, outcome: Outcome, rules: &Rules, jitter: f64) -> Ite
                 Ownership::Unknown | Ownership::Foreign | Ownership::Adopted => Ownership::Unknown,
             };
             item.attempts = 0;
+            item.error = "the IPFS node lost this pin; it is pinned again".to_owned();
             item.next_try_ms = Some(rules.now_ms);
         }
     }
     item.changed_ms = rules.now_ms;
     item
+}
+
+/// Unpins are tried for ever, and so is what fails because of the node.
+fn is_last_attempt(item: &Item, rules: &Rules) -> bool {
+    item.todo == Todo::Pin && rules.max_attempts != 0 && item.attempts >= rules.max_attempts && !is_of_node(item.reason)
+}
+
+/// Unix time of the pin; our own bytes, and one that cannot be read is old.
+fn created_s(item: &Item) -> i64 {
+    let pin: Option<types::Pin> = prost::Message::decode(item.pin.as_slice()).ok();
+    pin.and_then(|pin| pin.timestamp).map_or(0, |time| time.seconds)
 }
 
 fn fail(item: &mut Item, reason: Reason, error: String) {
@@ -412,6 +463,21 @@ fn shorten(mut error: String) -> String {
     error
 }
 
+/// A person says that a held unpin may go ahead. `None`: it is not held, or held only until a comparison ends.
+pub fn approve(item: &Item, rules: &Rules) -> Option<Item> {
+    match item.hold {
+        Hold::Free | Hold::Comparing => None,
+        Hold::Guarded | Hold::Adopted => Some(Item {
+            hold: Hold::Free,
+            ownership: Ownership::Claimed,
+            next_try_ms: Some(rules.now_ms),
+            error: String::new(),
+            changed_ms: rules.now_ms,
+            ..item.clone()
+        }),
+    }
+}
+
 /// Queues again what is in error (beh:B11.11). `None`: there is nothing to recover. A held unpin stays held.
 pub fn recover(item: &Item, rules: &Rules) -> Option<Item> {
     let in_error = match item.status {
@@ -430,6 +496,9 @@ pub fn recover(item: &Item, rules: &Rules) -> Option<Item> {
         return None;
     }
     let mut again = item.clone();
+    if is_final(item) {
+        again.attempts = 0;
+    }
     match item.todo {
         Todo::Pin => again.status = TrackerStatus::PinQueued,
         Todo::Unpin if item.class == Class::Gone => again.status = TrackerStatus::UnpinQueued,

@@ -11,15 +11,16 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use pinfold_common::pin::PinMode;
 use pinfold_common::shutdown::Shutdown;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::aside::Aside;
 use super::attempt;
-use super::board::{Board, Line};
+use super::board::{Board, Line, Shelf};
 use super::health::Health;
 use super::operation::{self, Item, Outcome, Ownership};
+use super::slots::Slots;
 use crate::informer::Trigger;
 use crate::node::{IpfsNode, NodeError, PinState};
 use crate::store::{Lane, Settlement, Store, Touched, now_ms};
@@ -40,6 +41,11 @@ const MAX_IN_HAND: usize = 2048;
 /// However quiet it is, the table is read from the start of the queue so often: a woken feeder reads on from where it
 /// was, which misses what was planned for an earlier time than that.
 const RESCAN: Duration = Duration::from_secs(1);
+/// Of the pins that were queued last: how many are ready at a time, how many rows are read to find them (what is in
+/// hand is among them), and how long is between two looks.
+const NEWEST: usize = 16;
+const NEWEST_READ: usize = 512;
+const NEWEST_PAUSE: Duration = Duration::from_millis(200);
 /// After a failed read or write of the table.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// A running attempt gets so long to end after a stop was asked for.
@@ -54,7 +60,7 @@ pub(super) struct Shared {
     pub trigger: Trigger,
     pub aside: Aside,
     /// For pins that move.
-    pub slots: Arc<Semaphore>,
+    pub slots: Slots,
     pub unpin_disable: bool,
     pub shutdown: Shutdown,
     /// Rows may be due: one for each line.
@@ -100,7 +106,7 @@ const fn index(line: Line) -> usize {
 
 const fn lanes(line: Line) -> &'static [Lane] {
     match line {
-        Line::Pins => &[Lane::PriorityPins, Lane::Pins],
+        Line::Pins => &[Lane::New, Lane::Repin, Lane::Retry],
         Line::Unpins => &[Lane::Unpins],
     }
 }
@@ -114,7 +120,7 @@ impl Queue {
             board: Board::default(),
             trigger: parts.trigger,
             aside: Aside::default(),
-            slots: Arc::new(Semaphore::new(parts.concurrent_pins)),
+            slots: Slots::adaptive(parts.concurrent_pins),
             unpin_disable: parts.unpin_disable,
             shutdown: parts.shutdown,
             wake: Default::default(),
@@ -127,6 +133,11 @@ impl Queue {
 
     pub fn board(&self) -> &Board {
         &self.0.board
+    }
+
+    /// Pins that may run at a time now.
+    pub fn slots(&self) -> usize {
+        self.0.slots.limit()
     }
 
     /// Attempts in the waiting pool.
@@ -149,13 +160,14 @@ impl Queue {
     pub async fn run(self) {
         let attempts = TaskTracker::new();
         let shared = &self.0;
-        let unpin_slots = Arc::new(Semaphore::new(UNPIN_SLOTS));
+        let unpin_slots = Slots::fixed(UNPIN_SLOTS);
         let work = async {
             tokio::join!(
                 feed(shared, Line::Pins),
                 feed(shared, Line::Unpins),
                 dispatch(shared, Line::Pins, shared.slots.clone(), &attempts),
                 dispatch(shared, Line::Unpins, unpin_slots, &attempts),
+                watch_latency(shared),
             )
         };
         shared.shutdown.race(work).await;
@@ -178,9 +190,20 @@ async fn permitted(shared: &Shared, line: Line) {
     }
 }
 
-/// Keeps the ready list of a line filled.
+/// A quiet queue learns about the node from the health probe.
+async fn watch_latency(shared: &Shared) {
+    let mut probes = shared.health.probes();
+    // The sender lives in the shared health.
+    while probes.changed().await.is_ok() {
+        let took = *probes.borrow_and_update();
+        shared.slots.observe(took);
+    }
+}
+
+/// Keeps the ready lists of a line filled.
 async fn feed(shared: &Shared, line: Line) {
-    let mut feeder = Feeder { line, places: [START; 3], exhausted: [false; 3], rescan_at: Instant::now() };
+    let now = Instant::now();
+    let mut feeder = Feeder { line, places: [START; 3], exhausted: [false; 3], rescan_at: now, newest_at: now };
     loop {
         permitted(shared, line).await;
         match feeder.fill(shared).await {
@@ -203,6 +226,7 @@ struct Feeder {
     /// Nothing more was due at the last look.
     exhausted: [bool; 3],
     rescan_at: Instant,
+    newest_at: Instant,
 }
 
 impl Feeder {
@@ -215,7 +239,7 @@ impl Feeder {
         }
         for (slot, lane) in lanes(self.line).iter().enumerate() {
             if self.exhausted[slot]
-                || shared.board.ready(*lane) >= shared.low_water
+                || shared.board.ready(Shelf::of(*lane)) >= shared.low_water
                 || shared.board.leases() >= MAX_IN_HAND
             {
                 continue;
@@ -227,16 +251,41 @@ impl Feeder {
                 self.places[slot] = (last.next_try_ms.unwrap_or(i64::MIN), last.id);
             }
             let taken = shared.board.take(self.line, items);
-            match self.line {
-                Line::Pins => prepare(shared, *lane, taken).await?,
-                Line::Unpins => {
-                    for item in taken {
-                        shared.board.make_ready(*lane, item);
-                    }
+            self.make_ready(shared, Shelf::of(*lane), taken).await?;
+        }
+        if self.line == Line::Pins {
+            self.fill_newest(shared).await?;
+        }
+        Ok(())
+    }
+
+    /// Some of what was queued last, while the lane of new pins is longer than its ready list.
+    async fn fill_newest(&mut self, shared: &Shared) -> crate::error::Result<()> {
+        let now = Instant::now();
+        if self.exhausted[0] || now < self.newest_at || shared.board.ready(Shelf::Newest) >= NEWEST {
+            return Ok(());
+        }
+        self.newest_at = now + NEWEST_PAUSE;
+        shared.board.begin_reading(Line::Pins);
+        let mut items = shared.store.newest_due(Lane::New, now_ms(), NEWEST_READ).await?;
+        items.retain(|item| !shared.board.is_in_hand(&item.cid));
+        items.truncate(NEWEST);
+        // The shelf is emptied from its end.
+        items.reverse();
+        let taken = shared.board.take(Line::Pins, items);
+        self.make_ready(shared, Shelf::Newest, taken).await
+    }
+
+    async fn make_ready(&self, shared: &Shared, shelf: Shelf, taken: Vec<Item>) -> crate::error::Result<()> {
+        match self.line {
+            Line::Pins => prepare(shared, shelf, taken).await?,
+            Line::Unpins => {
+                for item in taken {
+                    shared.board.make_ready(shelf, item);
                 }
             }
-            shared.ready[index(self.line)].notify_one();
         }
+        shared.ready[index(self.line)].notify_one();
         Ok(())
     }
 
@@ -245,7 +294,7 @@ impl Feeder {
         let hungry = lanes(self.line)
             .iter()
             .enumerate()
-            .any(|(slot, lane)| !self.exhausted[slot] && shared.board.ready(*lane) < shared.low_water);
+            .any(|(slot, lane)| !self.exhausted[slot] && shared.board.ready(Shelf::of(*lane)) < shared.low_water);
         if hungry && shared.board.leases() < MAX_IN_HAND {
             return;
         }
@@ -258,11 +307,11 @@ impl Feeder {
 }
 
 /// Whose is it? Asked for what was never claimed; then one write for all claims, and the items are ready.
-async fn prepare(shared: &Shared, lane: Lane, items: Vec<Item>) -> crate::error::Result<()> {
+async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::error::Result<()> {
     let (claimed, unclaimed): (Vec<Item>, Vec<Item>) =
         items.into_iter().partition(|item| item.ownership == Ownership::Claimed);
     for item in claimed {
-        shared.board.make_ready(lane, item);
+        shared.board.make_ready(shelf, item);
     }
     let rebuilt_index = shared.store.rebuilt_index();
     let mut found = futures::stream::iter(unclaimed)
@@ -290,7 +339,7 @@ async fn prepare(shared: &Shared, lane: Lane, items: Vec<Item>) -> crate::error:
         let done = written.as_deref().unwrap_or_default();
         for (place, (item, is_claim)) in claims.into_iter().enumerate() {
             if is_claim && done.get(place) == Some(&true) {
-                shared.board.make_ready(lane, item);
+                shared.board.make_ready(shelf, item);
             } else {
                 shared.board.finish(&item.cid);
             }
@@ -307,10 +356,16 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
         Ok(cid) => cid,
         Err(error) => return Some(Outcome::Refused(error.to_string())),
     };
+    let asked_at = Instant::now();
     let asked = tokio::time::timeout(LOOK_UP_DEADLINE, shared.node.pin_state(&cid)).await;
     let state = asked.unwrap_or_else(|_| {
         Err(NodeError::Timeout(format!("ask whether it is pinned: no answer within {LOOK_UP_DEADLINE:?}")))
     });
+    match &state {
+        Ok(_) => shared.slots.observe(asked_at.elapsed()),
+        Err(NodeError::Timeout(_)) => shared.slots.too_slow(),
+        Err(_) => {}
+    }
     let theirs = match item.ownership {
         Ownership::Foreign | Ownership::Adopted => item.ownership,
         Ownership::Unknown | Ownership::Claimed if item.revision <= rebuilt_index => Ownership::Adopted,
@@ -333,17 +388,16 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
 }
 
 /// Gives what is ready to slots.
-async fn dispatch(shared: &Arc<Shared>, line: Line, slots: Arc<Semaphore>, attempts: &TaskTracker) {
+async fn dispatch(shared: &Arc<Shared>, line: Line, slots: Slots, attempts: &TaskTracker) {
     loop {
         permitted(shared, line).await;
-        if lanes(line).iter().all(|lane| shared.board.ready(*lane) == 0) {
+        if !shared.board.is_any_ready(line) {
             shared.consumed[index(line)].notify_one();
             shared.ready[index(line)].notified().await;
             continue;
         }
-        // Never closed: the semaphore lives as long as the queue.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        if let Some((item, cancel)) = shared.board.start(lanes(line)) {
+        let slot = slots.take().await;
+        if let Some((item, cancel)) = shared.board.start(line) {
             shared.consumed[index(line)].notify_one();
             attempts.spawn(attempt::run(shared.clone(), line, item, cancel, slot));
         }

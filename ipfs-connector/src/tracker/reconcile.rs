@@ -86,7 +86,7 @@ mod tests {
     use pinfold_proto::types::Reason;
 
     use super::*;
-    use crate::tracker::operation::Hold;
+    use crate::tracker::operation::{Fetched, Hold};
 
     /// Goal: the guard looks only where protocols.md 8 says, and its two limits are exact.
     #[test]
@@ -122,6 +122,7 @@ mod tests {
             attempts: 0,
             reason: Reason::None,
             error: String::new(),
+            fetched: Fetched::default(),
             changed_ms: 100,
             pin: Vec::new(),
         }

@@ -17,7 +17,9 @@ fn item(cid: &[u8], revision: u64) -> Item {
         now_ms: 0,
         priority_max_age_ms: 0,
         priority_max_retries: 0,
-        backoff_cap_ms: 0,
+        first_backoff_ms: 0,
+        last_backoff_ms: 0,
+        max_attempts: 0,
         queue_has_room: true,
         comparing: false,
     };
@@ -32,8 +34,8 @@ fn touched(cid: &[u8], revision: u64, todo: Todo) -> Touched {
 fn run(board: &Board, item: Item) -> CancellationToken {
     board.begin_reading(Line::Pins);
     assert_eq!(board.take(Line::Pins, vec![item.clone()]).len(), 1);
-    board.make_ready(Lane::Pins, item);
-    board.start(&[Lane::PriorityPins, Lane::Pins]).unwrap().1
+    board.make_ready(Shelf::Repin, item);
+    board.start(Line::Pins).unwrap().1
 }
 
 /// Goal: one piece of work for each CID, and nothing is taken that changed while it was read.
@@ -67,11 +69,35 @@ fn ready_ones_are_dropped() {
     let board = Board::default();
     board.begin_reading(Line::Pins);
     let taken = board.take(Line::Pins, vec![item(b"a", 1), item(b"b", 1)]);
-    board.make_ready(Lane::Pins, taken[0].clone());
+    board.make_ready(Shelf::Repin, taken[0].clone());
     board.changed(&[touched(b"a", 2, Todo::Pin), touched(b"b", 2, Todo::Pin)]);
-    board.make_ready(Lane::Pins, taken[1].clone());
-    assert!(board.start(&[Lane::Pins]).is_none());
+    board.make_ready(Shelf::Repin, taken[1].clone());
+    assert!(board.start(Line::Pins).is_none());
     assert_eq!(board.leases(), 0);
+}
+
+/// Goal: while every lane has work, new pins get seven of ten slots, re-pins two, retries one; the newest pin is among
+/// the next two; and a lane alone gets everything (fault:F19).
+#[test]
+fn lanes_have_their_shares() {
+    let board = Board::default();
+    let mut shelf_of = std::collections::HashMap::new();
+    for (place, shelf) in PIN_SHELVES.into_iter().enumerate() {
+        for n in 0..100_u8 {
+            let item = item(&[place as u8, n], 1);
+            board.begin_reading(Line::Pins);
+            board.take(Line::Pins, vec![item.clone()]);
+            shelf_of.insert(item.cid.clone(), shelf);
+            board.make_ready(shelf, item);
+        }
+    }
+    let started: Vec<Vec<u8>> = (0..100).map(|_| board.start(Line::Pins).unwrap().0.cid).collect();
+    let count = |shelf| started.iter().filter(|cid| shelf_of[*cid] == shelf).count();
+    assert_eq!((count(Shelf::New), count(Shelf::Newest)), (40, 30));
+    assert_eq!((count(Shelf::Repin), count(Shelf::Retry)), (20, 10));
+    assert!(started[..2].contains(&vec![1, 99]), "the newest is not first: {:?}", &started[..2]);
+    let rest = std::iter::from_fn(|| board.start(Line::Pins)).count();
+    assert_eq!(rest, 300);
 }
 
 /// Goal: after a halt nothing is in hand, nothing is taken, and what was being read is not believed.
@@ -82,7 +108,7 @@ async fn halt_waits_for_running_work() {
     board.begin_reading(Line::Pins);
     let halting = tokio::spawn({
         let board = board.clone();
-        async move { board.halt().await }
+        async move { board.halt(Halt::Lineage).await }
     });
     cancel.cancelled().await;
     assert!(!halting.is_finished());
@@ -91,7 +117,11 @@ async fn halt_waits_for_running_work() {
     assert!(board.take(Line::Pins, vec![item(b"b", 1)]).is_empty());
     board.begin_reading(Line::Pins);
     assert!(board.take(Line::Pins, vec![item(b"b", 1)]).is_empty());
-    board.resume();
+    board.halt(Halt::Node).await;
+    board.resume(Halt::Lineage);
+    board.begin_reading(Line::Pins);
+    assert!(board.take(Line::Pins, vec![item(b"b", 1)]).is_empty(), "the other reason is still there");
+    board.resume(Halt::Node);
     board.begin_reading(Line::Pins);
     assert_eq!(board.take(Line::Pins, vec![item(b"b", 1)]).len(), 1);
 }

@@ -33,7 +33,9 @@ fn rules() -> Rules {
         now_ms: 2_000_000,
         priority_max_age_ms: 10_000_000,
         priority_max_retries: 2,
-        backoff_cap_ms: 60_000,
+        first_backoff_ms: 1_000,
+        last_backoff_ms: 60_000,
+        max_attempts: 0,
         queue_has_room: true,
         comparing: false,
     }
@@ -167,9 +169,67 @@ fn failures_back_off() {
     let again = put(Some(&item), here(2), &rules()).unwrap();
     assert_eq!((again.status, again.attempts), (TrackerStatus::PinQueued, 10));
     for jitter in [0.0, 1.0] {
-        let wait = rules().backoff_ms(1, jitter);
+        let wait = rules().backoff_ms(1, Reason::Stalled, jitter);
         assert!((750..=1_250).contains(&wait), "{wait}");
     }
+}
+
+fn failed(item: &Item, reason: Reason, rules: &Rules) -> Item {
+    after(item, Outcome::Failed { reason, error: "no".into() }, rules, 0.5)
+}
+
+/// Goal: one minute, doubled up to six hours, and given up at the limit: the status says so, nothing is planned, and
+/// recover and a new pin begin anew (protocols.md 11).
+#[test]
+fn final_after_the_limit() {
+    let rules = Rules { first_backoff_ms: 60_000, last_backoff_ms: 6 * 3_600_000, max_attempts: 12, ..rules() };
+    let mut item = claimed();
+    let mut minutes = Vec::new();
+    for _ in 1..12 {
+        item = failed(&item, Reason::NoProviders, &rules);
+        minutes.push((item.next_try_ms.unwrap() - rules.now_ms) / 60_000);
+    }
+    assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 64, 128, 256, 360, 360]);
+    let last = failed(&item, Reason::NoProviders, &rules);
+    assert_eq!((last.status, last.next_try_ms, last.attempts), (TrackerStatus::PinError, None, 12));
+    assert!(last.error.contains("given up after 12 attempts"), "{}", last.error);
+    assert!(is_final(&last) && !is_final(&item));
+    for again in [recover(&last, &rules).unwrap(), put(Some(&last), here(2), &rules).unwrap()] {
+        assert_eq!((again.status, again.attempts), (TrackerStatus::PinQueued, 0));
+        assert_eq!(again.next_try_ms, Some(rules.now_ms));
+    }
+}
+
+/// Goal: what fails because of the node is never given up, and never waits for hours once the node is well again.
+#[test]
+fn trouble_of_the_node_is_not_final() {
+    let rules = Rules { first_backoff_ms: 60_000, last_backoff_ms: 6 * 3_600_000, max_attempts: 3, ..rules() };
+    let mut item = claimed();
+    for _ in 0..20 {
+        item = failed(&item, Reason::DiskFull, &rules);
+        assert!(item.next_try_ms.unwrap() - rules.now_ms <= MAX_NODE_BACKOFF_MS);
+    }
+    let mut unpin = removed(&pinned(), 5, &rules);
+    for _ in 0..20 {
+        unpin = failed(&unpin, Reason::None, &rules);
+        assert!(unpin.next_try_ms.is_some(), "unpins are tried for ever");
+    }
+}
+
+/// Goal: a pin is new as long as it is young and has not failed too often (beh:B11.6).
+#[test]
+fn seed_c14_priority_ages() {
+    let item = claimed();
+    assert!(item.priority);
+    assert!(failed(&item, Reason::Stalled, &rules()).priority, "one failure of two that are forgiven");
+    let mut often = item.clone();
+    for _ in 0..3 {
+        often = failed(&often, Reason::Stalled, &rules());
+    }
+    assert!(!often.priority);
+    let old = Rules { now_ms: rules().now_ms + rules().priority_max_age_ms, ..rules() };
+    assert!(!failed(&item, Reason::Stalled, &old).priority);
+    assert!(!put(None, here(1), &old).unwrap().priority);
 }
 
 /// Goal: a node that is away is not the item's fault; what the node refuses is final (protocols.md 11).
@@ -194,9 +254,9 @@ fn lost_pins() {
     assert_eq!(after(&foreign, Outcome::Lost, &rules(), 0.5).ownership, Ownership::Unknown);
 }
 
-/// Goal: a full queue is an error at once, with a plan (beh:B11.7).
+/// Goal: a full queue is an error at once, with a reason and a plan (beh:B11.7).
 #[test]
-fn full_queue() {
+fn seed_c11_full_queue() {
     let full = Rules { queue_has_room: false, ..rules() };
     let item = put(None, here(1), &full).unwrap();
     assert_eq!((item.status, item.reason), (TrackerStatus::PinError, Reason::QueueFull));
@@ -214,6 +274,22 @@ fn held_unpins() {
     assert_eq!((still.hold, still.next_try_ms), (Hold::Guarded, None));
     let back = put(Some(&guarded), here(7), &rules()).unwrap();
     assert_eq!((back.hold, back.todo), (Hold::Free, Todo::Pin));
+}
+
+/// Goal: an approved unpin is ours and planned; nothing else can be approved.
+#[test]
+fn approved_unpins() {
+    let adopted = removed(&Item { ownership: Ownership::Adopted, ..pinned() }, 9, &rules());
+    let guarded = Item { hold: Hold::Guarded, ..removed(&pinned(), 5, &Rules { comparing: true, ..rules() }) };
+    for held in [adopted, guarded] {
+        let approved = approve(&held, &rules()).unwrap();
+        assert_eq!((approved.hold, approved.ownership), (Hold::Free, Ownership::Claimed));
+        assert_eq!((approved.todo, approved.next_try_ms), (Todo::Unpin, Some(rules().now_ms)));
+    }
+    let comparing = removed(&pinned(), 5, &Rules { comparing: true, ..rules() });
+    for free in [pinned(), queued(), comparing] {
+        assert_eq!(approve(&free, &rules()), None);
+    }
 }
 
 /// Goal: a long error is cut between characters.
