@@ -86,6 +86,11 @@ pub enum Command {
     Status(Status),
     /// Try again what is in error
     Recover(Recover),
+    /// Unpins that wait for a person: what is held and why, and let it go ahead
+    Approve(Approve),
+    /// The IPFS nodes beside the peers
+    #[command(subcommand)]
+    Ipfs(Ipfs),
     /// How the cluster is: readiness, metrics, alerts, who reaches whom
     #[command(subcommand)]
     Health(Health),
@@ -195,6 +200,9 @@ pub struct PinOptions {
     /// Unpin after this time: 12h, 1h30m
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub expire_in: Option<Duration>,
+    /// IPFS nodes that are said to have it: multiaddresses with /p2p/<id>, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESS,…")]
+    pub origins: Vec<String>,
     /// key=value, repeatable
     #[arg(long, value_parser = key_value, value_name = "KEY=VALUE")]
     pub metadata: Vec<(String, String)>,
@@ -278,8 +286,12 @@ pub enum PinCommand {
     Add(PinAdd),
     /// Unpin a CID, or what a path leads to
     Rm(PinRm),
+    /// Pin something with all the options of an entry that is there; only what differs is fetched
+    Update(PinUpdate),
     /// The pinset, or one entry of it
     Ls(PinLs),
+    /// Why a pin is where it is on each peer, and what to do about it
+    Explain(PinExplain),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -317,6 +329,61 @@ pub struct PinRm {
     pub wait: bool,
     #[command(flatten)]
     pub waiting: Wait,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinUpdate {
+    /// The entry whose options are taken; it stays
+    pub existing: CidArg,
+    /// A CID, /ipfs/<cid>/a/b or /ipns/<name>
+    #[arg(value_name = "CID|PATH")]
+    pub target: String,
+    /// Another name
+    #[arg(short, long, default_value = "")]
+    pub name: String,
+    /// Unpin after this time: 12h, 1h30m
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub expire_in: Option<Duration>,
+    /// Print the pin instead of its status
+    #[arg(long, visible_alias = "ns")]
+    pub no_status: bool,
+    /// Wait until it is pinned
+    #[arg(short, long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub waiting: Wait,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PinExplain {
+    pub cid: CidArg,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Approve {
+    /// Let the unpins of these go ahead; without any, and without --all, what is held is listed
+    pub cids: Vec<CidArg>,
+    /// Let everything that is held go ahead
+    #[arg(long, conflicts_with = "cids")]
+    pub all: bool,
+    /// On this peer only
+    #[arg(long)]
+    pub peer: Option<PeerIdArg>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Ipfs {
+    /// Remove blocks that no pin needs, on all nodes at once
+    Gc(IpfsGc),
+    /// Print the Peering section for the nodes' Kubo configuration
+    Peering,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct IpfsGc {
+    /// On the contacted peer's node only
+    #[arg(long)]
+    pub local: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -3,6 +3,7 @@
 
 mod gc;
 mod graph;
+mod held;
 mod listing;
 mod one;
 mod peers;
@@ -15,8 +16,9 @@ use pinfold_proto::{api, types};
 
 use crate::cluster::{Directory, is_public_address};
 
-pub use gc::gc;
+pub use gc::{gc, gc_stream};
 pub use graph::graph;
+pub use held::{approve, held};
 pub use listing::{Listing, ListingRequest, recover_all, status_all};
 pub use one::{recover_one, status_one};
 pub use peers::{describe_added, id, peers};
@@ -71,6 +73,7 @@ fn answered(peer: &PeerId, info: &types::PinInfo, directory: &Directory) -> api:
         next_try: info.next_try,
         blocks: info.blocks,
         bytes: info.bytes,
+        last_block: info.last_block,
         ..entry(peer, status, Timestamp::now(), directory)
     }
 }

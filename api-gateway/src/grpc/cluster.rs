@@ -51,14 +51,15 @@ impl ClusterApi {
     async fn connector_health(&self) -> RoomHealth {
         let mut node = self.cluster.node();
         let answer = ask("ask for the IPFS node", HEALTH_DEADLINE, node.status(NodeStatusCall {})).await;
-        room(
-            Room::Connector,
-            match answer {
-                Ok(reply) if reply.ready => Ok(()),
-                Ok(reply) => Err(reply.not_ready_reason),
-                Err(error) => Err(error.message),
-            },
-        )
+        match answer {
+            Ok(reply) if reply.ready => {
+                // Ready, and something to know all the same.
+                let reason = reply.ipfs.unwrap_or_default().notice;
+                RoomHealth { reason, ..room(Room::Connector, Ok(())) }
+            }
+            Ok(reply) => room(Room::Connector, Err(reply.not_ready_reason)),
+            Err(error) => room(Room::Connector, Err(error.message)),
+        }
     }
 }
 
@@ -69,6 +70,7 @@ fn room(room: Room, health: Result<(), String>) -> RoomHealth {
 #[tonic::async_trait]
 impl cluster_server::Cluster for ClusterApi {
     type PeersStream = BoxStream<'static, Result<api::PeerId, Status>>;
+    type CollectGarbageStream = BoxStream<'static, Result<api::CollectGarbageReply, Status>>;
 
     async fn id(&self, _: Request<api::IdRequest>) -> Result<Response<api::PeerId>, Status> {
         Ok(Response::new(fanout::id(&self.cluster).await))
@@ -129,6 +131,14 @@ impl cluster_server::Cluster for ClusterApi {
 
     async fn graph(&self, _: Request<api::GraphRequest>) -> Result<Response<api::GraphReply>, Status> {
         Ok(Response::new(fanout::graph(&self.cluster).await))
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<api::CollectGarbageRequest>,
+    ) -> Result<Response<Self::CollectGarbageStream>, Status> {
+        let scope = fanout::Scope::of(request.into_inner().local);
+        Ok(Response::new(fanout::gc_stream(&self.cluster, scope).map(Ok).boxed()))
     }
 }
 

@@ -92,6 +92,8 @@ impl pins_server::Pins for PinsApi {
     type ListStream = Stream<api::ListReply>;
     type StatusAllStream = Stream<api::StatusAllReply>;
     type RecoverAllStream = Stream<api::StatusAllReply>;
+    type HeldStream = Stream<api::HeldReply>;
+    type ApproveStream = Stream<api::ApproveReply>;
 
     async fn pin(&self, request: Request<api::PinItem>) -> Result<Response<api::PinnedItem>, Status> {
         let item = request.into_inner();
@@ -198,6 +200,14 @@ impl pins_server::Pins for PinsApi {
     ) -> Result<Response<Self::RecoverAllStream>, Status> {
         let scope = Scope::of(request.into_inner().local);
         Ok(Response::new(replies(fanout::recover_all(&self.cluster, scope).await)))
+    }
+
+    async fn held(&self, request: Request<api::HeldRequest>) -> Result<Response<Self::HeldStream>, Status> {
+        Ok(Response::new(fanout::held(&self.cluster, &request.into_inner().peer)?.map(Ok).boxed()))
+    }
+
+    async fn approve(&self, request: Request<api::ApproveRequest>) -> Result<Response<Self::ApproveStream>, Status> {
+        Ok(Response::new(fanout::approve(&self.cluster, request.into_inner())?.map(Ok).boxed()))
     }
 }
 

@@ -349,6 +349,7 @@ mod tests {
             next_try: time(1_795_432_064),
             blocks: 1,
             bytes: 2,
+            last_block: None,
         };
         let bare = api::PeerStatus {
             peer: peers[0].max(peers[1]).to_bytes(),

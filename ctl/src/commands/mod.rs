@@ -1,10 +1,12 @@
 //! One file per verb. A command connects, calls, prints; what it prints stands in `output`.
 
 mod add;
+mod approve;
 mod daemon;
 mod health;
 mod id;
 mod init;
+mod ipfs;
 mod peers;
 mod pin;
 mod recover;
@@ -13,7 +15,7 @@ mod up;
 mod version;
 mod wait;
 
-use crate::cli::{Cli, Command, Health, Peers, PinCommand};
+use crate::cli::{Cli, Command, Health, Ipfs, Peers, PinCommand};
 use crate::client::{Client, Outcome};
 use crate::output;
 
@@ -44,11 +46,18 @@ async fn dispatch(cli: Cli) -> Outcome {
             match command {
                 PinCommand::Add(add) => pin::add::run(&client, encoding, add).await,
                 PinCommand::Rm(rm) => pin::rm::run(&client, encoding, rm).await,
+                PinCommand::Update(update) => pin::update::run(&client, encoding, update).await,
                 PinCommand::Ls(ls) => pin::ls::run(&client, encoding, ls).await,
+                PinCommand::Explain(explain) => pin::explain::run(&client, encoding, explain).await,
             }
         }
         Command::Status(arguments) => status::run(&Client::connect(&global).await?, encoding, arguments).await,
         Command::Recover(arguments) => recover::run(&Client::connect(&global).await?, encoding, arguments).await,
+        Command::Approve(arguments) => approve::run(&Client::connect(&global).await?, encoding, arguments).await,
+        Command::Ipfs(Ipfs::Gc(arguments)) => {
+            ipfs::gc::run(&Client::connect(&global).await?, encoding, arguments).await
+        }
+        Command::Ipfs(Ipfs::Peering) => ipfs::peering::run(&Client::connect(&global).await?).await,
         Command::Health(command) => {
             let client = Client::connect(&global).await?;
             match command {

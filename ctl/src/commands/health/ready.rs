@@ -12,7 +12,11 @@ pub async fn run(client: &Client, encoding: Encoding) -> Outcome {
     match encoding {
         Encoding::Text => {
             for room in &health.rooms {
-                let state = if room.ready { "ready".to_owned() } else { format!("not ready: {}", room.reason) };
+                let state = match (room.ready, room.reason.as_str()) {
+                    (true, "") => "ready".to_owned(),
+                    (true, notice) => format!("ready; {notice}"),
+                    (false, reason) => format!("not ready: {reason}"),
+                };
                 output::print(&format!("{:<15} {state}\n", room.name))?;
             }
         }

@@ -1,8 +1,10 @@
 //! `ctl pin …`
 
 pub mod add;
+pub mod explain;
 pub mod ls;
 pub mod rm;
+pub mod update;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -39,9 +41,17 @@ pub fn options(arguments: &PinOptions) -> Outcome<types::PinOptions> {
         metadata,
         pin_update: None,
         expire_at,
-        origins: Vec::new(),
+        origins: origins(&arguments.origins)?,
     };
     Ok(options.into())
+}
+
+fn origins(texts: &[String]) -> Outcome<Vec<multiaddr::Multiaddr>> {
+    let parsed = texts.iter().map(|text| {
+        let address = pinfold_common::address::parse_multiaddr(text);
+        address.map_err(|error| Failure::local("reading --origins", error))
+    });
+    parsed.collect()
 }
 
 pub fn user_allocations(arguments: &PinOptions) -> Vec<Vec<u8>> {
