@@ -169,14 +169,21 @@ impl State {
     }
 
     fn start(&mut self, shelf: Shelf) -> Option<(Item, CancellationToken)> {
-        let ready = &mut self.ready[shelf.index()];
-        while let Some(cid) = if shelf == Shelf::Newest { ready.pop_back() } else { ready.pop_front() } {
+        while let Some(cid) = self.pop(shelf) {
             let Some(lease) = self.leases.get_mut(&cid).filter(|lease| lease.phase == Phase::Ready) else { continue };
             lease.phase = Phase::Running;
             lease.progress.started_ms = now_ms();
             return Some((lease.item.clone(), lease.cancel.clone()));
         }
         None
+    }
+
+    fn pop(&mut self, shelf: Shelf) -> Option<Vec<u8>> {
+        let ready = &mut self.ready[shelf.index()];
+        match shelf {
+            Shelf::Newest => ready.pop_back(),
+            Shelf::New | Shelf::Repin | Shelf::Retry | Shelf::Unpins => ready.pop_front(),
+        }
     }
 }
 

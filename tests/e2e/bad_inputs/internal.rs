@@ -34,7 +34,10 @@ const METHODS: &[(&str, &[&str])] = &[
     ("pinfold.monitor.v1.Gossip", &["Push", "Pull"]),
     ("pinfold.monitor.v1.Allocation", &["Allocate"]),
     ("pinfold.connector.v1.Node", &["Status", "Resolve", "RepoStat"]),
-    ("pinfold.connector.v1.Tracker", &["Status", "StatusAll", "Recover", "RecoverAll", "Describe", "Gc", "SwarmPeers"]),
+    (
+        "pinfold.connector.v1.Tracker",
+        &["Status", "StatusAll", "Recover", "RecoverAll", "Describe", "Gc", "SwarmPeers", "Held", "Approve"],
+    ),
     ("pinfold.connector.v1.Holdings", &["Check"]),
     ("pinfold.connector.v1.Blocks", &["Put", "Get"]),
 ];

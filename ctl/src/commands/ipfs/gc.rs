@@ -67,10 +67,11 @@ fn text(parts: &BTreeMap<String, RepoGcJson>) -> String {
         }
         text.push_str("  > CIDs:\n");
         for key in &part.keys {
-            match &key.key {
-                Some(cid) => drop(writeln!(text, "    - {cid}")),
-                None => drop(writeln!(text, "    - ERROR: {}", key.error)),
-            }
+            let line = match &key.key {
+                Some(cid) => cid.clone(),
+                None => format!("ERROR: {}", key.error),
+            };
+            let _ = writeln!(text, "    - {line}");
         }
     }
     text
