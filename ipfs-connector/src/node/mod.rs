@@ -66,6 +66,15 @@ pub struct PinAdd {
     pub origins: Vec<Multiaddr>,
     /// A similar DAG that is perhaps pinned already (beh:B13.5). Only a hint.
     pub pin_update: Option<Cid>,
+    pub known: Known,
+}
+
+/// What the caller knows of the pin, to save the node a question (beh:B13.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    Nothing,
+    /// It was looked for already.
+    NotPinned,
 }
 
 /// beh:B13.6
@@ -74,7 +83,7 @@ pub const MAX_ORIGINS_DIALED: usize = 10;
 impl PinAdd {
     /// A pin without hints.
     pub fn new(cid: Cid, mode: PinMode) -> PinAdd {
-        PinAdd { cid, mode, origins: Vec::new(), pin_update: None }
+        PinAdd { cid, mode, origins: Vec::new(), pin_update: None, known: Known::Nothing }
     }
 }
 

@@ -19,7 +19,7 @@ use super::board::Line;
 use super::operation::{self, Item, Outcome, Todo};
 use super::queue::{Shared, failure};
 use super::slots::Slot;
-use crate::node::{NodeError, PinAdd, PinEvent, PinProgress, PinState};
+use crate::node::{Known, PinAdd, PinEvent, PinProgress, PinState};
 use crate::store::Settlement;
 
 /// An attempt without a first block for so long goes aside (protocols.md 8);
@@ -93,11 +93,6 @@ fn report(item: &Item, outcome: &Outcome) {
     }
 }
 
-fn failed(shared: &Shared, error: NodeError) -> Outcome {
-    shared.health.doubt(&error);
-    failure(error)
-}
-
 async fn pin(shared: &Shared, item: &Item, cid: Cid, slot: Slot) -> Outcome {
     shared.trigger.hit();
     let outcome = match prepare(shared, item, &cid).await {
@@ -120,11 +115,14 @@ async fn prepare(shared: &Shared, item: &Item, cid: &Cid) -> Option<Outcome> {
     match shared.node.pin_state(cid).await {
         Ok(state) if state.is(item.mode) => Some(Outcome::Pinned),
         Ok(PinState::Recursive) if item.ownership == operation::Ownership::Claimed => {
-            shared.node.pin_rm(cid).await.err().map(|error| failed(shared, error))
+            match shared.node.pin_rm(cid).await {
+                Ok(()) => None,
+                Err(error) => Some(failure(shared, error).await),
+            }
         }
         Ok(PinState::Recursive) => Some(Outcome::Found(item.ownership)),
         Ok(PinState::NotPinned | PinState::Direct) => None,
-        Err(error) => Some(failed(shared, error)),
+        Err(error) => Some(failure(shared, error).await),
     }
 }
 
@@ -172,7 +170,7 @@ async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: Slot) -> Outcome {
                     quiet_at = Instant::now() + NEXT_BLOCK;
                 }
             }
-            Some(Err(error)) => return failed(shared, error),
+            Some(Err(error)) => return failure(shared, error).await,
             None => {
                 return Outcome::Failed {
                     reason: Reason::None,
@@ -206,6 +204,8 @@ fn request(item: &Item, cid: Cid) -> PinAdd {
         mode: item.mode,
         origins: options.origins.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect(),
         pin_update: pin_update.filter(|from| *from != cid),
+        // The feeder asked before the claim, and `prepare` after a broken-off call.
+        known: Known::NotPinned,
     }
 }
 
@@ -215,7 +215,7 @@ async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: Slot) -> Outcome {
     }
     let doubtful = shared.board.resolve_doubt(key);
     if let Err(error) = shared.node.pin_rm(&cid).await {
-        return failed(shared, error);
+        return failure(shared, error).await;
     }
     if !doubtful {
         return Outcome::Unpinned;
@@ -225,8 +225,8 @@ async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: Slot) -> Outcome {
         Ok(PinState::NotPinned) => Outcome::Unpinned,
         Ok(PinState::Direct | PinState::Recursive) => match shared.node.pin_rm(&cid).await {
             Ok(()) => Outcome::Unpinned,
-            Err(error) => failed(shared, error),
+            Err(error) => failure(shared, error).await,
         },
-        Err(error) => failed(shared, error),
+        Err(error) => failure(shared, error).await,
     }
 }

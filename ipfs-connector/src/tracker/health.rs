@@ -118,6 +118,12 @@ impl Health {
         }
     }
 
+    /// The node answers, and nonsense: it is asked at once, and no new pins come before that is known.
+    pub fn suspect(&self) {
+        *self.paused_until.lock() = Some(Instant::now() + PAUSE);
+        self.doubt.notify_one();
+    }
+
     /// Waits until the node is there.
     pub async fn up(&self) {
         // The sender lives in self, so this ends only with the condition.

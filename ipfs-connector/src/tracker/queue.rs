@@ -32,6 +32,8 @@ const BATCH: usize = 256;
 /// Look-ups of whose pin it is, at a time.
 const LOOK_UPS: usize = 16;
 const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
+/// For the question whether a node that answered nonsense is well otherwise.
+const WELL_DEADLINE: Duration = Duration::from_secs(5);
 /// Claims that go into one write.
 const CLAIMS: usize = 128;
 /// Ready items below which the next batch is read; for pins at least twice the slots.
@@ -376,14 +378,10 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
         (Ok(PinState::Recursive), _) | (Ok(PinState::Direct), PinMode::Direct) => Outcome::Found(theirs),
         // Somebody pinned its root alone. We pin the rest, and it stays theirs.
         (Ok(PinState::Direct), PinMode::Recursive) => Outcome::Claim(theirs),
-        (Err(error), _) => {
-            shared.health.doubt(&error);
-            match error {
-                NodeError::Down(_) => return None,
-                NodeError::Refused(text) => Outcome::Refused(text),
-                error => Outcome::Failed { reason: error.reason(), error: error.to_string() },
-            }
-        }
+        (Err(error), _) => match failure(shared, error).await {
+            Outcome::NodeDown(_) => return None,
+            outcome => outcome,
+        },
     })
 }
 
@@ -404,11 +402,17 @@ async fn dispatch(shared: &Arc<Shared>, line: Line, slots: Slots, attempts: &Tas
     }
 }
 
-/// The reason and the text of a failed call.
-pub(super) fn failure(error: NodeError) -> Outcome {
+/// What a failed call means for its item. An error that is neither about the node nor about the item is the item's only
+/// if the node is well otherwise: one that answers nonsense to everybody is down.
+pub(super) async fn failure(shared: &Shared, error: NodeError) -> Outcome {
+    shared.health.doubt(&error);
     match error {
         NodeError::Down(text) => Outcome::NodeDown(text),
         NodeError::Refused(text) => Outcome::Refused(text),
+        NodeError::Other(text) if !is_well(shared).await => {
+            shared.health.suspect();
+            Outcome::NodeDown(text)
+        }
         NodeError::Timeout(_)
         | NodeError::Stalled(_)
         | NodeError::NoProviders(_)
@@ -416,4 +420,8 @@ pub(super) fn failure(error: NodeError) -> Outcome {
         | NodeError::NotFound(_)
         | NodeError::Other(_) => Outcome::Failed { reason: error.reason(), error: error.to_string() },
     }
+}
+
+async fn is_well(shared: &Shared) -> bool {
+    matches!(tokio::time::timeout(WELL_DEADLINE, shared.node.id()).await, Ok(Ok(_)))
 }

@@ -25,7 +25,7 @@ pub async fn answer(shared: Arc<Shared>, call: Call) -> Answer {
     match call.command.as_str() {
         "id" => id(&shared),
         "version" => Answer::json(json!({"Version": "0.0.0-sim"})),
-        "pin/add" => pin_add(shared, engine, &call),
+        "pin/add" => pin_add(shared, engine, &call).await,
         "pin/update" => pin_update(engine, &call).await,
         "pin/rm" => pin_rm(engine, &call).await,
         "pin/ls" if call.argument().is_empty() => pin_list(&shared, engine, &call),
@@ -81,7 +81,7 @@ impl Drop for Running {
 
 type Line = Result<Value, Cut>;
 
-fn pin_add(shared: Arc<Shared>, engine: EmbeddedNode, call: &Call) -> Answer {
+async fn pin_add(shared: Arc<Shared>, engine: EmbeddedNode, call: &Call) -> Answer {
     let cid = match cid_of(call.argument()) {
         Ok(cid) => cid,
         Err(answer) => return answer,
@@ -90,6 +90,9 @@ fn pin_add(shared: Arc<Shared>, engine: EmbeddedNode, call: &Call) -> Answer {
     let fault = shared.state.lock().pins.get(&cid).cloned();
     if let Some(PinFault::Fail(message)) = fault {
         return Answer::refusal(message);
+    }
+    if mode == PinMode::Direct && engine.pin_state(&cid).await == Ok(PinState::Recursive) {
+        return Answer::refusal(&format!("pin: {cid} already pinned recursively"));
     }
     let (lines, stream) = mpsc::channel(1);
     tokio::spawn(async move {

@@ -15,7 +15,7 @@ use pinfold_common::pin::PinMode;
 
 use super::rpc::{Call, Rpc};
 use super::{Shared, is_pinned};
-use crate::node::{MAX_ORIGINS_DIALED, NodeError, PinAdd, PinEvent, PinProgress, Result};
+use crate::node::{Known, MAX_ORIGINS_DIALED, NodeError, PinAdd, PinEvent, PinProgress, Result};
 
 /// For the look, after a pin without any sign of life, whether it was the node or the content that did not come.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -40,7 +40,12 @@ struct UpdateAnswer {
 /// Pins; progress and the end go to `events`. Only the mode that is wanted is looked for first: Kubo makes a direct pin
 /// recursive by itself, and refuses the opposite by itself.
 pub async fn add(shared: &Shared, request: PinAdd, events: mpsc::Sender<Result<PinEvent>>) -> Result<()> {
-    let done = if is_pinned(shared, &request.cid, request.mode).await? {
+    let is_there = match request.known {
+        Known::Nothing => is_pinned(shared, &request.cid, request.mode).await?,
+        // Should it be there all the same, `pin/add` says so at once.
+        Known::NotPinned => false,
+    };
+    let done = if is_there {
         PinProgress::default()
     } else {
         let _dialing = dial_origins(shared, &request.origins);
