@@ -2,6 +2,8 @@
 //! steers or the embedded one.
 
 mod consensus;
+#[path = "../../tests/daemon/mod.rs"]
+mod daemon;
 mod kubo;
 #[path = "../../tests/kubo_sim/mod.rs"]
 mod kubo_sim;

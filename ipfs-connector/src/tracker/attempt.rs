@@ -43,7 +43,13 @@ pub(super) async fn run(shared: Arc<Shared>, line: Line, item: Item, cancel: Can
         () = shared.shutdown.triggered() => None,
     };
     match outcome {
-        Some(outcome) => write_back(&shared, item, outcome).await,
+        Some(outcome) => {
+            if matches!(outcome, Outcome::NodeDown(_)) {
+                // The call may have had its effect all the same (fault:K3): the next attempt asks first.
+                shared.board.set_doubtful(&item.cid);
+            }
+            write_back(&shared, item, outcome).await;
+        }
         // The row has a newer order, or the next start finds it as it is.
         None => {
             shared.board.set_doubtful(&item.cid);
