@@ -7,5 +7,6 @@ mod kubo;
 mod pinning;
 mod promises;
 mod restarts;
+mod stuck_pins;
 mod up;
 mod wire;

@@ -1,0 +1,87 @@
+//! What an operator asks about pins that do not move and about unpins that wait, through `ctl` itself.
+
+use std::process::Output;
+
+use cid::Cid;
+use multihash::Multihash;
+use pinfold_common::tls::Room;
+use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
+use pinfold_tests::content;
+
+async fn ctl(cluster: &TestCluster, arguments: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(TestCluster::ctl());
+    command.args(["--host", &cluster.peer(0).api]).args(arguments);
+    command.output().await.unwrap()
+}
+
+async fn text(cluster: &TestCluster, arguments: &[&str]) -> String {
+    let output = ctl(cluster, arguments).await;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "ctl {arguments:?}: {:?} {stderr}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn json(cluster: &TestCluster, arguments: &[&str]) -> serde_json::Value {
+    let all: Vec<&str> = ["--enc", "json"].into_iter().chain(arguments.iter().copied()).collect();
+    serde_json::from_str(&text(cluster, &all).await).unwrap()
+}
+
+/// Goal: a pin that nobody can provide is explained with its reason, its attempts, its next try and what to do; the
+/// nodes' garbage is collected on all peers; nothing is held on a healthy cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_pin_is_explained() {
+    let cluster = TestCluster::start(2).await;
+    let dead = Cid::new_v1(0x55, Multihash::wrap(0x12, &[7; 32]).unwrap()).to_string();
+    text(&cluster, &["pin", "add", &dead, "--name", "dead", "--no-status"]).await;
+    let explained = eventually("the reason", || async {
+        let explained = json(&cluster, &["pin", "explain", &dead]).await;
+        let peers = explained["peers"].as_array()?.clone();
+        peers.iter().all(|peer| peer["reason"] == "no_providers" && peer["next_try"].is_string()).then_some(explained)
+    })
+    .await;
+    assert_eq!(explained["peers"].as_array().unwrap().len(), 2);
+    let eyes = eventually("words for it", || async {
+        // An attempt may be running right now.
+        let eyes = text(&cluster, &["pin", "explain", &dead]).await;
+        eyes.contains("ctl recover").then_some(eyes)
+    })
+    .await;
+    assert!(eyes.contains("(dead)") && eyes.lines().count() < 24, "{eyes}");
+
+    let gc = json(&cluster, &["ipfs", "gc"]).await;
+    assert_eq!(gc["peer_map"].as_object().unwrap().len(), 2, "{gc}");
+    assert_eq!(text(&cluster, &["approve"]).await, "Nothing is held.\n");
+    let peering = json(&cluster, &["ipfs", "peering"]).await;
+    assert_eq!(peering["Peering"]["Peers"], serde_json::json!([]), "nobody can dial embedded nodes");
+}
+
+/// Goal: with its tracker's folder lost, a peer does not unpin what may have been somebody else's: `ctl approve` lists
+/// it with the reason, and lets it go ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_unpin_is_approved() {
+    let cluster = TestCluster::start(1).await;
+    let kept = content::identity_cid("kept until approved").to_string();
+    text(&cluster, &["pin", "add", &kept, "--wait", "--no-status"]).await;
+    let connector = cluster.peer(0).service(Room::Connector).unwrap();
+    connector.kill_and_hold().await;
+    std::fs::remove_dir_all(cluster.peer(0).folder.join("tracker")).unwrap();
+    connector.resume().await;
+    cluster.peer(0).wait_ready(PATIENCE, |_| {}).await.unwrap();
+    eventually("it is known again", || async {
+        (cluster.rest(0).status(&kept).await.peer_map.values().next()?.status == "pinned").then_some(())
+    })
+    .await;
+    text(&cluster, &["pin", "rm", &kept, "--no-status"]).await;
+    let held = eventually("the unpin is held", || async {
+        let held = json(&cluster, &["approve"]).await;
+        (held[0]["held"].as_array()?.len() == 1).then_some(held)
+    })
+    .await;
+    assert_eq!((&held[0]["held"][0]["cid"], &held[0]["held"][0]["cause"]), (&kept.as_str().into(), &"adopted".into()));
+    assert!(text(&cluster, &["approve"]).await.contains("1 unpins are held"));
+    assert!(text(&cluster, &["approve", "--all"]).await.contains("1 unpins go ahead"));
+    eventually("nothing is held", || async {
+        (text(&cluster, &["approve"]).await == "Nothing is held.\n").then_some(())
+    })
+    .await;
+}
