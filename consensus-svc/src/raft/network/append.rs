@@ -32,17 +32,21 @@ struct Sent {
 /// Shared by the two directions of one stream. The library bounds how far it is ahead.
 type OnTheWay = Arc<Mutex<VecDeque<Sent>>>;
 
-/// Opens the stream. It ends when `input` does and all is answered, or with the first error.
+/// Opens the stream as soon as there is something to send. It ends when `input` does and all is answered, or with the
+/// first error.
 pub async fn run<'s, S>(
     context: &'s Arc<Context>,
     target: u64,
     client: Result<RaftClient<Channel>, Error>,
-    input: S,
+    mut input: S,
 ) -> Result<BoxStream<'s, Result<StreamAppendResult, RpcError>>, RpcError>
 where
     S: Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
 {
     let mut client = context.observe(target, client)?;
+    // The library's pause after a failure is inside `input`: opening first would call a node that is down without one.
+    let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
+    let input = stream::once(std::future::ready(first)).chain(input);
     let on_the_way = OnTheWay::default();
     let addressed = context.addressed(target);
     let sent = on_the_way.clone();
@@ -128,5 +132,53 @@ fn decode(reply: &wire::AppendReply, sent: &Sent) -> Result<StreamAppendResult, 
         Some(Outcome::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote_from_proto(vote)))),
         Some(Outcome::Failure(failure)) => Err(unreachable_node(failure)),
         None => Err(broken("an answer of an unknown kind")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pinfold_common::identity::Identity;
+    use pinfold_common::tls::{ClusterSecret, Room, Tls};
+    use pinfold_proto::storage;
+    use tokio::net::TcpListener;
+    use tokio::sync::{mpsc, watch};
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::raft::network::Links;
+
+    /// Goal: a node that is down is called when there is something to send and not before. The library's pause after a
+    /// failure is a request that comes late, so without this replication to it spins.
+    #[tokio::test]
+    async fn a_stream_is_opened_for_the_first_request() {
+        let identity = Identity::generate();
+        let tls = Tls::new(&ClusterSecret::generate(), &identity, Room::Consensus).unwrap();
+        let context = Arc::new(Context {
+            links: Links::new(&tls),
+            cluster_id: b"a test cluster".to_vec(),
+            own: 1,
+            contacts: Default::default(),
+            transfers: Default::default(),
+            removed: watch::Sender::new(false),
+            patience: Duration::from_secs(60),
+            install_timeout: Duration::from_secs(60),
+        });
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        let channel = context.links.replication.to(Room::Consensus, &identity.peer_id, &address);
+        let (sender, input) = mpsc::channel(1);
+        let mut opening = Box::pin(run(&context, 2, Ok(RaftClient::new(channel)), ReceiverStream::new(input)));
+        // Long enough for any refused connection on this host.
+        assert!(
+            tokio::time::timeout(Duration::from_millis(500), &mut opening).await.is_err(),
+            "called without a request"
+        );
+        let heartbeat = AppendEntriesRequest {
+            vote: vote_from_proto(&storage::Vote::default()),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        sender.send(heartbeat).await.unwrap();
+        assert!(matches!(opening.await, Err(RpcError::Unreachable(_))), "nobody listens there");
     }
 }
