@@ -13,8 +13,10 @@ use crate::store::Store;
 use crate::tracker::health::Health;
 
 const STAT_DEADLINE: Duration = Duration::from_secs(10);
-/// Of a large disk no more than this is kept free.
+/// Of a large limit no more than this is kept free.
 const MAX_RESERVE_BYTES: u64 = 10 << 30;
+/// Of a large file system no more than this: room for logs and databases that grow.
+const MAX_DISK_RESERVE_BYTES: u64 = 2 << 30;
 
 /// The metrics of an informer now; peer and TTL are filled in by the caller. `None`: nothing valid to say, try again
 /// soon.
@@ -67,16 +69,16 @@ fn disk(kind: DiskMetric, watermark: f64, stat: RepoStat) -> Metric {
 }
 
 /// Why nothing new should come here, if so: the share above the watermark is kept free, of the node's own limit and of
-/// the file system, and of a large one no more than `MAX_RESERVE_BYTES`.
+/// the file system, and of large ones no more than a fixed number of bytes.
 fn lack(watermark: f64, stat: RepoStat) -> Option<String> {
-    let reserve = |size: u64| ((size as f64 * (1.0 - watermark)) as u64).min(MAX_RESERVE_BYTES);
+    let reserve = |size: u64, most: u64| ((size as f64 * (1.0 - watermark)) as u64).min(most);
     let limit = stat.storage_max_bytes;
     let left = limit.saturating_sub(stat.size_bytes);
-    if left == 0 || left < reserve(limit) {
+    if left == 0 || left < reserve(limit, MAX_RESERVE_BYTES) {
         return Some(format!("{} of {limit} bytes that the ipfs node may use are used", stat.size_bytes));
     }
     let disk = stat.disk?;
-    let is_full = disk.free_bytes == 0 || disk.free_bytes < reserve(disk.size_bytes);
+    let is_full = disk.free_bytes == 0 || disk.free_bytes < reserve(disk.size_bytes, MAX_DISK_RESERVE_BYTES);
     is_full.then(|| format!("the file system has {} of {} bytes left", disk.free_bytes, disk.size_bytes))
 }
 
@@ -133,7 +135,7 @@ mod tests {
     }
 
     /// Goal: free space is what is left of StorageMax and of the file system, whichever is less; from the watermark on
-    /// nothing new is taken, with the reason, and of a large disk no more than 10 GiB is kept free.
+    /// nothing new is taken, with the reason, and of large ones no more than some GiB are kept free.
     #[test]
     fn seed_d6_free_space_and_watermark() {
         assert_eq!(free_space(beside(stat(30, 100), 50, 100)).weight, 50);
@@ -146,6 +148,8 @@ mod tests {
         assert_eq!((crowded.valid, crowded.note.as_str()), (false, "the file system has 14 of 100 bytes left"));
         assert!(free_space(stat(989 * GIB, 1000 * GIB)).valid);
         assert!(!free_space(stat(991 * GIB, 1000 * GIB)).valid);
+        assert!(free_space(beside(stat(1, 1000 * GIB), 3 * GIB, 1000 * GIB)).valid);
+        assert!(!free_space(beside(stat(1, 1000 * GIB), GIB, 1000 * GIB)).valid);
         // As in the original, where an operator wants that: full is full.
         assert!(disk(DiskMetric::Freespace, 1.0, stat(99, 100)).valid);
         for over in [stat(100, 100), stat(101, 100), beside(stat(1, 100), 0, 100)] {
