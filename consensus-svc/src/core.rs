@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use crate::config::Config;
 use crate::coordinator::Origin;
 use crate::raft::{Node, RaftStatus};
+use crate::replication::Replication;
 use crate::store::State;
 
 /// Applying up to an index that is committed already.
@@ -69,6 +70,8 @@ pub struct Core {
     pub expect_new_items: AtomicBool,
     /// Wakes the supervisor of the membership.
     pub membership_changed: Notify,
+    /// The last count of copies.
+    pub replication: Replication,
 }
 
 impl Core {

@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod membership;
 pub mod pinset;
 pub mod raft;
+pub mod replication;
 pub mod state_folder;
 pub mod store;
 
@@ -190,6 +191,7 @@ async fn serve_member(
         position: seen,
         expect_new_items: AtomicBool::new(true),
         membership_changed: Notify::new(),
+        replication: replication::Replication::default(),
     });
     // The parts go on while leadership is handed over, and end afterwards.
     let end = Shutdown::new();
@@ -211,6 +213,7 @@ async fn serve_member(
         tokio::spawn(membership::supervise(core.clone(), end.clone())),
         tokio::spawn(contacts::report(core.clone(), end.clone())),
         tokio::spawn(expiry::run(core.clone(), end.clone())),
+        tokio::spawn(replication::run(core.clone(), end.clone())),
     ];
     let ended = tokio::select! {
         () = shutdown.triggered() => Ok(Ended::Stopped),

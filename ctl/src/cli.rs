@@ -91,9 +91,8 @@ pub enum Command {
     /// The IPFS nodes beside the peers
     #[command(subcommand)]
     Ipfs(Ipfs),
-    /// How the cluster is: readiness, metrics, alerts, who reaches whom
-    #[command(subcommand)]
-    Health(Health),
+    /// How the cluster is: copies, peers, alerts; and readiness, metrics, who reaches whom
+    Health(HealthPage),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -159,6 +158,13 @@ pub enum Peers {
     Ls,
     /// Remove a peer from the cluster
     Rm { peer: PeerIdArg },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HealthPage {
+    /// Without one: pins with too few copies, with too many, without any; peers and alerts
+    #[command(subcommand)]
+    pub command: Option<Health>,
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -129,6 +129,10 @@ impl cluster_server::Cluster for ClusterApi {
         Ok(Response::new(api::AlertsReply { alerts, now: Some(Timestamp::now().into()) }))
     }
 
+    async fn summary(&self, _: Request<api::SummaryRequest>) -> Result<Response<api::SummaryReply>, Status> {
+        Ok(Response::new(monitor::summary(&self.cluster).await))
+    }
+
     async fn graph(&self, _: Request<api::GraphRequest>) -> Result<Response<api::GraphReply>, Status> {
         Ok(Response::new(fanout::graph(&self.cluster).await))
     }

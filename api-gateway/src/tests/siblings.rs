@@ -126,6 +126,10 @@ impl Pins for Consensus {
     async fn allocate_for_add(&self, _: Request<consensus::AllocateCall>) -> Answer<consensus::AllocateReply> {
         Err(Error::unavailable("nobody to allocate to").into())
     }
+
+    async fn replication(&self, _: Request<consensus::ReplicationCall>) -> Answer<consensus::ReplicationReply> {
+        Err(Error::unavailable("nobody counts").into())
+    }
 }
 
 #[tonic::async_trait]

@@ -8,7 +8,7 @@ use pinfold_common::shutdown::Shutdown;
 use pinfold_proto::consensus::pins_server::Pins;
 use pinfold_proto::consensus::{
     AllocateCall, AllocateReply, Consistency, FollowCall, FollowReply, GetCall, GetReply, ListCall, ListReply, PinCall,
-    PinManyCall, PinManyReply, PinReply, UnpinCall,
+    PinManyCall, PinManyReply, PinReply, ReplicationCall, ReplicationReply, UnpinCall,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,6 +84,18 @@ impl Pins for PinsService {
 
     async fn allocate_for_add(&self, request: Request<AllocateCall>) -> Result<Response<AllocateReply>, Status> {
         Ok(Response::new(self.coordinator.allocate_for_add(request.into_inner(), Origin::Own).await?))
+    }
+
+    async fn replication(&self, _: Request<ReplicationCall>) -> Result<Response<ReplicationReply>, Status> {
+        let counts = self.core.replication.counts(&self.core.state).await.map_err(unreadable)?;
+        Ok(Response::new(ReplicationReply {
+            pins: self.core.state.pin_count(),
+            under_replicated: counts.under_replicated,
+            over_replicated: counts.over_replicated,
+            lost: counts.lost,
+            partial: counts.is_partial,
+            index: counts.index,
+        }))
     }
 }
 

@@ -58,8 +58,9 @@ async fn dispatch(cli: Cli) -> Outcome {
             ipfs::gc::run(&Client::connect(&global).await?, encoding, arguments).await
         }
         Command::Ipfs(Ipfs::Peering) => ipfs::peering::run(&Client::connect(&global).await?).await,
-        Command::Health(command) => {
+        Command::Health(page) => {
             let client = Client::connect(&global).await?;
+            let Some(command) = page.command else { return health::summary::run(&client, encoding).await };
             match command {
                 Health::Ready => health::ready::run(&client, encoding).await,
                 Health::Metrics { name } => health::metrics::run(&client, encoding, name).await,

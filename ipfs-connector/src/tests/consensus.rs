@@ -207,4 +207,8 @@ impl Pins for Service {
     async fn allocate_for_add(&self, _: Request<AllocateCall>) -> Result<Response<AllocateReply>, Status> {
         not_here()
     }
+
+    async fn replication(&self, _: Request<ReplicationCall>) -> Result<Response<ReplicationReply>, Status> {
+        not_here()
+    }
 }

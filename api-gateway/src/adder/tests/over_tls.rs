@@ -113,6 +113,10 @@ impl Pins for Consensus {
         Err(Status::unimplemented("not in this test"))
     }
 
+    async fn replication(&self, _: Request<ReplicationCall>) -> Result<Response<ReplicationReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn unpin(&self, _: Request<UnpinCall>) -> Result<Response<PinReply>, Status> {
         Err(Status::unimplemented("not in this test"))
     }

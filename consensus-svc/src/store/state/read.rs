@@ -125,15 +125,7 @@ impl State {
     pub async fn allocated_to(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
         let sql = "SELECT a.pin, p.v FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 0 \
                    AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
-        let readers = self.readers();
-        let rows = sqlx::query(sql)
-            .bind(peer)
-            .bind(after)
-            .bind(limit as i64)
-            .fetch_all(&readers)
-            .await
-            .map_err(Error::sqlite(READING))?;
-        rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
+        self.holdings(sql, peer, after, limit).await
     }
 
     pub async fn count_allocated_to(&self, peer: &[u8]) -> Result<u64> {
@@ -144,12 +136,24 @@ impl State {
         Ok(row.get::<i64, _>(0) as u64)
     }
 
-    /// Pins that some peer is leaving, after row `after` (0: from the start).
-    pub async fn leaving(&self, after: i64, limit: usize) -> Result<Vec<Holding>> {
-        let sql = "SELECT a.pin, p.v FROM (SELECT DISTINCT pin FROM allocations WHERE leaving = 1 AND pin > ?) a \
-                   JOIN pins p ON p.id = a.pin ORDER BY a.pin LIMIT ?";
+    /// Every peer that an entry names or once named, whether it is still a member or not.
+    pub async fn holders(&self) -> Result<Vec<Vec<u8>>> {
+        let readers = self.readers();
+        let rows = sqlx::query("SELECT peer FROM holders ORDER BY slot").fetch_all(&readers).await;
+        Ok(rows.map_err(Error::sqlite(READING))?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Pins that `peer` is leaving, after row `after` (0: from the start).
+    pub async fn leaving(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
+        let sql = "SELECT a.pin, p.v FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 1 \
+                   AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
+        self.holdings(sql, peer, after, limit).await
+    }
+
+    async fn holdings(&self, sql: &'static str, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
         let readers = self.readers();
         let rows = sqlx::query(sql)
+            .bind(peer)
             .bind(after)
             .bind(limit as i64)
             .fetch_all(&readers)

@@ -162,10 +162,17 @@ async fn leaving_and_expiring_pins_are_found() {
     let mut expiring = pin(b"expiring", &[0]);
     expiring.options.as_mut().unwrap().expire_at_seconds = 500;
     state.apply(vec![found(1), put(2, vec![leaving, expiring, pin(b"other", &[0])], 0)]).await.unwrap();
-    let found = state.leaving(0, 10).await.unwrap();
-    assert_eq!(found.len(), 1, "once, however many leave it");
-    assert_eq!(found[0].pin.cid, b"leaving");
-    assert!(state.leaving(found[0].row, 10).await.unwrap().is_empty());
+    for (peer, expected) in [(0, 1), (1, 0), (2, 1)] {
+        let found = state.leaving(PEERS[peer], 0, 10).await.unwrap();
+        assert_eq!(found.len(), expected, "{peer}");
+        for held in found {
+            assert_eq!(held.pin.cid, b"leaving");
+            assert!(state.leaving(PEERS[peer], held.row, 10).await.unwrap().is_empty());
+        }
+    }
+    let mut holders = state.holders().await.unwrap();
+    holders.sort();
+    assert_eq!(holders, PEERS.map(<[u8]>::to_vec), "each once");
     assert_eq!(allocated(&state, 0).await, vec![b"expiring".to_vec(), b"other".to_vec()]);
     assert_eq!(state.next_expiry().await.unwrap(), Some(500));
     assert!(state.expiring(499, 10).await.unwrap().is_empty());

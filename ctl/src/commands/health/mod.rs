@@ -4,3 +4,4 @@ pub mod alerts;
 pub mod graph;
 pub mod metrics;
 pub mod ready;
+pub mod summary;
