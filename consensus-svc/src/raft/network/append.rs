@@ -43,7 +43,8 @@ pub async fn run<'s, S>(
 where
     S: Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
 {
-    let mut client = context.observe(target, client)?;
+    // Made without a word from the other side: that is no contact yet.
+    let mut client = client.map_err(unreachable_node)?;
     // The library's pause after a failure is inside `input`: opening first would call a node that is down without one.
     let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
     let input = stream::once(std::future::ready(first)).chain(input);
