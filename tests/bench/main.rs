@@ -34,6 +34,34 @@ struct Arguments {
     /// Write the figures here, as JSON
     #[arg(long)]
     save: Option<std::path::PathBuf>,
+    /// Only these parts, of our own clusters
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Only these numbers of clients
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
+    clients: Vec<usize>,
+    /// Only clusters of so many peers
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
+    peers: Vec<u16>,
+}
+
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// What a run consists of. The parts after `Spread` are of three peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Rest,
+    Grpc,
+    Batches,
+    Spread,
+    Lists,
+    Add,
+    Gap,
+    Restart,
 }
 
 #[tokio::main]

@@ -14,11 +14,11 @@ use pinfold_common::tls::Room;
 use pinfold_proto::{api, types};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::Arguments;
+use crate::{Arguments, Part};
 use crate::load::{Http, closed_loop};
 use crate::machine::resident_bytes;
 use crate::report::Report;
-use crate::rest::{self, CLIENTS, Failed, fresh_cid};
+use crate::rest::{self, Failed, fresh_cid};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -27,7 +27,7 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     report.mark_ours();
     let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
     let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
-    for peers in [1u16, 3] {
+    for &peers in &arguments.peers {
         let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
         one_size(report, &cluster, peers, rate, arguments).await?;
         cluster.stop().await;
@@ -61,27 +61,56 @@ async fn one_size(
     let leader = leader(cluster).await;
     let authority = cluster.peers[leader].api.clone();
     memory(report, cluster, &format!("memory.{peers}.empty"), "Memory of the four services, before");
-    rest::pins(report, &peers.to_string(), std::slice::from_ref(&authority), arguments.seconds).await;
+    if arguments.wants(Part::Rest) {
+        rest::pins(report, &peers.to_string(), &authority, arguments).await;
+    }
     let counter = Arc::new(AtomicU64::new(1 << 50));
-    grpc(report, &authority, peers, arguments.seconds, &counter).await?;
-    batches(report, &authority, peers, arguments.seconds, &counter).await?;
-    let single = report.get(&format!("rest.pins.{peers}.1")).unwrap_or(0.0);
-    report.figure(&format!("ratio.fdatasync.{peers}"), "1 client over fdatasync", single / fdatasync, "x");
+    if arguments.wants(Part::Grpc) {
+        grpc(report, &authority, peers, arguments, &counter).await?;
+    }
+    if arguments.wants(Part::Batches) {
+        batches(report, &authority, peers, arguments.seconds, &counter).await?;
+    }
+    if let Some(single) = report.get(&format!("rest.pins.{peers}.1")) {
+        report.figure(&format!("ratio.fdatasync.{peers}"), "1 client over fdatasync", single / fdatasync, "x");
+    }
     if peers == 1 {
         return Ok(());
     }
-    spread_over_gateways(report, cluster, arguments.seconds).await;
-    rest::fill(&authority, arguments.items).await?;
+    if arguments.wants(Part::Spread) {
+        spread_over_gateways(report, cluster, arguments.seconds).await;
+    }
+    if arguments.wants(Part::Lists) {
+        full(report, cluster, &authority, arguments).await?;
+    }
+    if arguments.wants(Part::Add) {
+        rest::add(report, &authority, arguments.add_mib).await?;
+    }
+    if arguments.wants(Part::Gap) {
+        gap(report, cluster).await?;
+    }
+    if arguments.wants(Part::Restart) {
+        restart(report, cluster).await?;
+    }
+    Ok(())
+}
+
+/// With all items in the pinset: is every one everywhere, how fast are lists, how large are the services?
+async fn full(
+    report: &mut Report,
+    cluster: &Cluster,
+    authority: &str,
+    arguments: &Arguments,
+) -> Result<(), Failed> {
+    rest::fill(authority, arguments.items).await?;
     all_have_the_same(report, cluster).await?;
-    rest::lists(report, &authority).await;
+    rest::lists(report, authority).await;
     goals_of_lists(report);
     let total = memory(report, cluster, "memory.3.full", "Memory of the four services, after");
     let (reference, source) = report.reference("memory.original", 320e6);
     let detail = format!("{:.0} MB against {:.0} MB ({source})", total / 1e6, reference / 1e6);
     report.goal("a quarter of the original's memory, per peer", total <= reference / 4.0, &detail);
-    rest::add(report, &authority, arguments.add_mib).await?;
-    gap(report, cluster).await?;
-    restart(report, cluster).await
+    Ok(())
 }
 
 async fn leader(cluster: &Cluster) -> usize {
@@ -117,14 +146,14 @@ async fn grpc(
     report: &mut Report,
     authority: &str,
     peers: u16,
-    seconds: u64,
+    arguments: &Arguments,
     counter: &Arc<AtomicU64>,
 ) -> Result<(), Failed> {
     report.section(&format!("gRPC Pins.Pin, {peers} peers"));
-    for clients in CLIENTS {
+    for &clients in &arguments.clients {
         let stubs: Result<Vec<_>, _> = (0..clients.min(8)).map(|_| pins_client(authority)).collect();
         let stubs = Arc::new(stubs?);
-        let outcome = closed_loop(clients, Duration::from_secs(seconds), counter, move |client, number| {
+        let outcome = closed_loop(clients, Duration::from_secs(arguments.seconds), counter, move |client, number| {
             let mut stub = stubs[client % stubs.len()].clone();
             async move {
                 let item = api::PinItem { request: Some(request(number)), request_key: Vec::new() };
@@ -178,9 +207,8 @@ async fn batches(
             outcome.failed
         );
     }
-    if peers == 3 {
-        let one = report.get("grpc.batch.1.16").unwrap_or(0.0);
-        let three = report.get("grpc.batch.3.16").unwrap_or(0.0);
+    let figures = (report.get("grpc.batch.1.16"), report.get("grpc.batch.3.16"));
+    if let (Some(one), Some(three)) = figures {
         report.goal("batches on three peers 0.6 x of one", three >= 0.6 * one, &format!("{:.2}", three / one));
     }
     Ok(())
