@@ -15,6 +15,7 @@
 
 mod error;
 mod log;
+mod readers;
 pub mod recent;
 mod record;
 mod sqlite;

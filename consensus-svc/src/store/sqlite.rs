@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteSynchronous;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::error::{Error, Result};
@@ -16,8 +16,6 @@ pub const ROWS: usize = 64;
 const STATEMENT_CACHE: usize = 1024;
 /// How long a connection waits for another one's lock. The writers never wait for each other: one per file.
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
-/// A reader that finds every connection taken.
-const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
 /// Rows that SQLite's thread may be ahead of a reader.
 const ROW_BUFFER: usize = 1024;
 /// Pages of 4 KiB in the write-ahead log before SQLite moves them to the file.
@@ -78,15 +76,6 @@ pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
         .map_err(Error::sqlite("open a database for writing"))
 }
 
-/// Connections that only read `path`, opened as they are needed.
-pub fn open_readers(path: &Path, most: u32) -> SqlitePool {
-    SqlitePoolOptions::new()
-        .max_connections(most)
-        .acquire_timeout(ACQUIRE_DEADLINE)
-        .test_before_acquire(false)
-        .connect_lazy_with(options(path, READER_CACHE_KIB).read_only(true))
-}
-
 /// One connection that only reads `path`.
 pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
     options(path, READER_CACHE_KIB)
@@ -119,6 +108,11 @@ impl Many {
     /// `rows` is 1 to [`ROWS`].
     pub fn rows(&self, rows: usize) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(self.0[rows - 1].clone())
+    }
+
+    /// The same, to be part of a longer text.
+    pub fn text(&self, rows: usize) -> &str {
+        &self.0[rows - 1]
     }
 }
 

@@ -209,7 +209,7 @@ async fn a_learner_installs_a_snapshot() {
     };
     let mut cluster = Cluster::founded(1, config).await;
     let leader = cluster.leader().await.node().clone();
-    for number in 0..300 {
+    for number in 0..400 {
         leader.propose(put(&format!("pin-{number}"))).await.unwrap();
     }
     let mut status = leader.status();
@@ -222,7 +222,7 @@ async fn a_learner_installs_a_snapshot() {
     let writer = {
         let leader = leader.clone();
         tokio::spawn(async move {
-            for number in 300..400 {
+            for number in 400..500 {
                 leader.propose(put(&format!("pin-{number}"))).await.unwrap();
             }
         })
@@ -231,7 +231,7 @@ async fn a_learner_installs_a_snapshot() {
     writer.await.unwrap();
     let index = leader.read_index().await.unwrap();
     joiner.node().wait_applied(index, harness::DEADLINE).await.unwrap();
-    assert_eq!(joiner.state().pin_count(), 400);
+    assert_eq!(joiner.state().pin_count(), 500);
     assert!(joiner.folder.path().join("raft/CURRENT").exists(), "by a snapshot");
     assert_eq!(joiner.node().status().borrow().role, Role::Learner);
 
@@ -249,7 +249,7 @@ async fn a_learner_installs_a_snapshot() {
     // What was installed is what a restart finds.
     cluster.kill(address.node_id).await;
     cluster.restart(address.node_id).await;
-    assert_eq!(cluster.process(address.node_id).state().pin_count(), 400);
+    assert_eq!(cluster.process(address.node_id).state().pin_count(), 500);
     cluster.shutdown().await;
 }
 

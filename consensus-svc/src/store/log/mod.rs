@@ -15,10 +15,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sqlx::Row;
-use sqlx::sqlite::SqlitePool;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{Error, Failure, Result};
+use super::readers::Readers;
 use super::record::{LogId, Record, Vote, split_group};
 use super::sqlite::{self, Sync};
 use cache::{Cache, Cached};
@@ -30,7 +30,7 @@ pub const MAX_CACHE_BYTES: usize = 16 << 20;
 const QUEUE: usize = 1024;
 /// Groups that one query for old entries reads: at most 16 MiB.
 const GROUPS_PER_READ: i64 = 16;
-const READERS: u32 = 2;
+const READERS: usize = 2;
 const VERSION: i64 = 1;
 const SCHEMA: &str = "
     BEGIN;
@@ -55,7 +55,7 @@ pub struct Log(Arc<Shared>);
 struct Shared {
     cache: Mutex<Cache>,
     queue: mpsc::Sender<Op>,
-    readers: SqlitePool,
+    readers: Readers,
     failure: Failure,
 }
 
@@ -78,7 +78,7 @@ impl Log {
         sqlite::prepare(&mut connection, &path, VERSION, SCHEMA).await?;
         let cache = writer::load(&mut connection, cache_bytes).await?;
         let (queue, ops) = mpsc::channel(QUEUE);
-        let readers = sqlite::open_readers(&path, READERS);
+        let readers = Readers::new(&path, READERS);
         let shared = Arc::new(Shared { cache: Mutex::new(cache), queue, readers, failure });
         tokio::spawn(Writer::new(connection, Arc::downgrade(&shared), shared.failure.clone()).run(ops));
         Ok(Log(shared))
@@ -181,11 +181,12 @@ impl Log {
 
     /// Entries of the first groups that reach into the range.
     async fn read_file(&self, start: u64, end: u64) -> Result<Vec<(Record, usize)>> {
+        let mut reader = self.0.readers.acquire().await?;
         let rows = sqlx::query("SELECT entries FROM groups WHERE first < ? AND last >= ? ORDER BY first LIMIT ?")
             .bind(end as i64)
             .bind(start as i64)
             .bind(GROUPS_PER_READ)
-            .fetch_all(&self.0.readers)
+            .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite("read log entries"))?;
         let mut records = Vec::new();

@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use sqlx::sqlite::SqlitePool;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Failure, Result};
+use super::readers::Readers;
 use super::recent::Recent;
 use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
@@ -40,7 +40,7 @@ use writer::{Op, Writer};
 
 /// Batches that wait for the writer. The consensus library sends one at a time.
 const QUEUE: usize = 16;
-const READERS: u32 = 4;
+const READERS: usize = 4;
 
 /// How far the state has come, and the newest membership it has seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -93,12 +93,12 @@ struct Shared {
 /// One file of the state, and the connections that read it.
 struct Generation {
     path: PathBuf,
-    readers: SqlitePool,
+    readers: Readers,
 }
 
 impl Generation {
     fn open(path: &Path) -> Generation {
-        Generation { path: path.to_owned(), readers: sqlite::open_readers(path, READERS) }
+        Generation { path: path.to_owned(), readers: Readers::new(path, READERS) }
     }
 }
 

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use pinfold_proto::{storage, types};
 use sqlx::Row;
-use sqlx::sqlite::SqlitePool;
 
 use super::State;
 use super::rows::{decode, decode_pin};
 use crate::store::error::{Error, Result};
+use crate::store::readers::Reader;
 use crate::store::sqlite::ROWS;
 
 const READING: &str = "read the state";
@@ -36,10 +36,10 @@ pub struct Holding {
 
 impl State {
     pub async fn get(&self, cid: &[u8]) -> Result<Option<types::Pin>> {
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let row = sqlx::query("SELECT v FROM pins WHERE cid = ?")
             .bind(cid)
-            .fetch_optional(&readers)
+            .fetch_optional(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         row.map(|row| decode_pin(row.get(0))).transpose()
@@ -48,13 +48,13 @@ impl State {
     /// Those of `cids` that are in the pinset, by CID.
     pub async fn get_many(&self, cids: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, types::Pin>> {
         let mut pins = HashMap::with_capacity(cids.len());
+        let mut reader = self.reader().await?;
         for chunk in cids.chunks(ROWS) {
-            let readers = self.readers();
             let mut query = sqlx::query(self.shared.pins_by_cid.rows(chunk.len()));
             for cid in chunk {
                 query = query.bind(cid.as_slice());
             }
-            let rows = query.fetch_all(&readers).await.map_err(Error::sqlite(READING))?;
+            let rows = query.fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
             for row in rows {
                 let pin = decode_pin(row.get(0))?;
                 pins.insert(pin.cid.clone(), pin);
@@ -68,7 +68,7 @@ impl State {
     pub async fn list(&self, after: &[u8], limit: usize, types: &[i32]) -> Result<Chunk> {
         let limit = limit.min(CHUNK_ROWS);
         let index = self.applied_index();
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let sql = match types {
             [] => "SELECT v FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
             [..] => "SELECT v, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
@@ -76,7 +76,7 @@ impl State {
         let rows = sqlx::query(sql)
             .bind(after)
             .bind(limit as i64)
-            .fetch_all(&readers)
+            .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         let next = match rows.last() {
@@ -90,10 +90,10 @@ impl State {
 
     /// What the command with this request key came to. Whether the key still counts is for `pinset` to say.
     pub async fn outcome_of(&self, key: &[u8]) -> Result<Option<storage::StoredOutcome>> {
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let row = sqlx::query("SELECT v FROM keys WHERE name = ?")
             .bind(key)
-            .fetch_optional(&readers)
+            .fetch_optional(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         row.map(|row| decode(row.get(0), "an outcome")).transpose()
@@ -101,11 +101,11 @@ impl State {
 
     /// Pins that expire at `until_seconds` or before, the first one first.
     pub async fn expiring(&self, until_seconds: i64, limit: usize) -> Result<Vec<types::Pin>> {
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let rows = sqlx::query("SELECT v FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
             .bind(until_seconds)
             .bind(limit as i64)
-            .fetch_all(&readers)
+            .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| decode_pin(row.get(0))).collect()
@@ -113,9 +113,9 @@ impl State {
 
     /// When the next pin expires, in Unix seconds.
     pub async fn next_expiry(&self) -> Result<Option<i64>> {
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let row = sqlx::query("SELECT min(expire_at) FROM pins WHERE expire_at IS NOT NULL")
-            .fetch_one(&readers)
+            .fetch_one(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         Ok(row.get(0))
@@ -131,15 +131,15 @@ impl State {
     pub async fn count_allocated_to(&self, peer: &[u8]) -> Result<u64> {
         let sql = "SELECT count(*) FROM allocations WHERE leaving = 0 \
                    AND holder = (SELECT slot FROM holders WHERE peer = ?)";
-        let readers = self.readers();
-        let row = sqlx::query(sql).bind(peer).fetch_one(&readers).await.map_err(Error::sqlite(READING))?;
+        let mut reader = self.reader().await?;
+        let row = sqlx::query(sql).bind(peer).fetch_one(&mut *reader).await.map_err(Error::sqlite(READING))?;
         Ok(row.get::<i64, _>(0) as u64)
     }
 
     /// Every peer that an entry names or once named, whether it is still a member or not.
     pub async fn holders(&self) -> Result<Vec<Vec<u8>>> {
-        let readers = self.readers();
-        let rows = sqlx::query("SELECT peer FROM holders ORDER BY slot").fetch_all(&readers).await;
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query("SELECT peer FROM holders ORDER BY slot").fetch_all(&mut *reader).await;
         Ok(rows.map_err(Error::sqlite(READING))?.iter().map(|row| row.get(0)).collect())
     }
 
@@ -151,19 +151,19 @@ impl State {
     }
 
     async fn holdings(&self, sql: &'static str, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
-        let readers = self.readers();
+        let mut reader = self.reader().await?;
         let rows = sqlx::query(sql)
             .bind(peer)
             .bind(after)
             .bind(limit as i64)
-            .fetch_all(&readers)
+            .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
     }
 
-    /// The connections to the state's file of the moment. One that is replaced meanwhile can be read for a while.
-    fn readers(&self) -> SqlitePool {
-        self.generation().readers.clone()
+    /// A connection to the state's file of the moment. One that is replaced meanwhile can be read for a while.
+    async fn reader(&self) -> Result<Reader> {
+        self.generation().readers.acquire().await
     }
 }

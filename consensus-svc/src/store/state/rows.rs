@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use pinfold_proto::{storage, types};
 use prost::Message;
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Arguments as _, AssertSqlSafe, Row};
 
 use super::Meta;
 use crate::pinset::{KeyRange, PeerTable, View};
@@ -55,6 +56,8 @@ pub const SCHEMA: &str = "
 ";
 const LOADING: &str = "load the state";
 const WRITING: &str = "write the state";
+/// Statements of at most so many rows wait for the next one.
+const ROWS_TOGETHER: usize = 8;
 
 /// One row of `allocations`, without the pin.
 pub type Held = (bool, i64);
@@ -109,7 +112,18 @@ pub struct Rows {
     pub statements: Arc<Statements>,
     slots: HashMap<Vec<u8>, i64>,
     next_pin: i64,
+    waiting: Waiting,
 }
+
+/// Statements that go to SQLite's thread as one. The hop there and back costs more than a small statement; large ones
+/// go alone, so that few different texts have to stay prepared.
+#[derive(Default)]
+struct Waiting {
+    sql: String,
+    arguments: SqliteArguments,
+}
+
+type Bound = std::result::Result<(), BoxDynError>;
 
 impl Rows {
     /// Reads what is kept in memory: the slots of holders and the next row ID.
@@ -121,7 +135,32 @@ impl Rows {
         }
         let max = sqlx::query("SELECT coalesce(max(id), 0) FROM pins").fetch_one(&mut connection).await;
         let next_pin = max.map_err(Error::sqlite(LOADING))?.get::<i64, _>(0) + 1;
-        Ok(Rows { connection, statements, slots, next_pin })
+        Ok(Rows { connection, statements, slots, next_pin, waiting: Waiting::default() })
+    }
+
+    /// Writes within the transaction, at the latest at its end.
+    async fn write(&mut self, sql: &str, rows: usize, bind: impl FnOnce(&mut SqliteArguments) -> Bound) -> Result<()> {
+        let is_large = rows > ROWS_TOGETHER;
+        if is_large {
+            self.flush().await?;
+        }
+        self.waiting.sql.push_str(sql);
+        self.waiting.sql.push(';');
+        bind(&mut self.waiting.arguments).map_err(sqlx::Error::Encode).map_err(Error::sqlite(WRITING))?;
+        if is_large {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let Waiting { sql, arguments } = std::mem::take(&mut self.waiting);
+        if sql.is_empty() {
+            return Ok(());
+        }
+        let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
+        query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        Ok(())
     }
 
     pub fn next_pin(&mut self) -> i64 {
@@ -188,37 +227,43 @@ impl Rows {
                 continue;
             }
             let slot = self.slots.len() as i64;
-            sqlx::query("INSERT INTO holders (slot, peer) VALUES (?, ?)")
-                .bind(slot)
-                .bind(peer.as_slice())
-                .execute(&mut self.connection)
-                .await
-                .map_err(Error::sqlite(WRITING))?;
+            let sql = "INSERT INTO holders (slot, peer) VALUES (?, ?)";
+            self.write(sql, 1, |arguments| {
+                arguments.add(slot)?;
+                arguments.add(peer.as_slice())
+            })
+            .await?;
             self.slots.insert(peer.clone(), slot);
         }
         self.known_held(pin)
     }
 
     pub async fn put_pins(&mut self, pins: &[(i64, Arc<types::Pin>)]) -> Result<()> {
+        let statements = self.statements.clone();
         for chunk in pins.chunks(ROWS) {
-            let mut query = sqlx::query(self.statements.put_pins.rows(chunk.len()));
-            for (id, pin) in chunk {
-                let expire_at = pin.options.as_ref().map(|options| options.expire_at_seconds).filter(|at| *at != 0);
-                query =
-                    query.bind(*id).bind(pin.cid.as_slice()).bind(pin.r#type).bind(expire_at).bind(pin.encode_to_vec());
-            }
-            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+            self.write(statements.put_pins.text(chunk.len()), chunk.len(), |arguments| {
+                for (id, pin) in chunk {
+                    let expire_at = pin.options.as_ref().map(|options| options.expire_at_seconds);
+                    arguments.add(*id)?;
+                    arguments.add(pin.cid.as_slice())?;
+                    arguments.add(pin.r#type)?;
+                    arguments.add(expire_at.filter(|at| *at != 0))?;
+                    arguments.add(pin.encode_to_vec())?;
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
 
     pub async fn delete_pins(&mut self, ids: &[i64]) -> Result<()> {
+        let statements = self.statements.clone();
         for chunk in ids.chunks(ROWS) {
-            let mut query = sqlx::query(self.statements.delete_pins.rows(chunk.len()));
-            for id in chunk {
-                query = query.bind(*id);
-            }
-            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+            self.write(statements.delete_pins.text(chunk.len()), chunk.len(), |arguments| {
+                chunk.iter().try_for_each(|id| arguments.add(*id))
+            })
+            .await?;
         }
         Ok(())
     }
@@ -235,86 +280,91 @@ impl Rows {
 
     async fn change_allocations(&mut self, statement: &Many, rows: &[(Held, i64)]) -> Result<()> {
         for chunk in rows.chunks(ROWS) {
-            let mut query = sqlx::query(statement.rows(chunk.len()));
-            for ((leaving, holder), pin) in chunk {
-                query = query.bind(i64::from(*leaving)).bind(*holder).bind(*pin);
-            }
-            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+            self.write(statement.text(chunk.len()), chunk.len(), |arguments| {
+                for ((leaving, holder), pin) in chunk {
+                    arguments.add(i64::from(*leaving))?;
+                    arguments.add(*holder)?;
+                    arguments.add(*pin)?;
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
 
     pub async fn prune_keys(&mut self, range: KeyRange) -> Result<()> {
-        sqlx::query("DELETE FROM keys WHERE at_seconds < ? OR at_seconds > ?")
-            .bind(range.from_seconds)
-            .bind(range.to_seconds)
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::sqlite(WRITING))?;
-        Ok(())
+        self.write("DELETE FROM keys WHERE at_seconds < ? OR at_seconds > ?", 1, |arguments| {
+            arguments.add(range.from_seconds)?;
+            arguments.add(range.to_seconds)
+        })
+        .await
     }
 
     pub async fn put_keys(&mut self, keys: &[(&Vec<u8>, &storage::StoredOutcome)]) -> Result<()> {
+        let statements = self.statements.clone();
         for chunk in keys.chunks(ROWS) {
-            let mut query = sqlx::query(self.statements.put_keys.rows(chunk.len()));
-            for (key, stored) in chunk {
-                query = query.bind(key.as_slice()).bind(stored.at_seconds).bind(stored.encode_to_vec());
-            }
-            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+            self.write(statements.put_keys.text(chunk.len()), chunk.len(), |arguments| {
+                for (key, stored) in chunk {
+                    arguments.add(key.as_slice())?;
+                    arguments.add(stored.at_seconds)?;
+                    arguments.add(stored.encode_to_vec())?;
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
 
     pub async fn delete_keys(&mut self, keys: &[&Vec<u8>]) -> Result<()> {
+        let statements = self.statements.clone();
         for chunk in keys.chunks(ROWS) {
-            let mut query = sqlx::query(self.statements.delete_keys.rows(chunk.len()));
-            for key in chunk {
-                query = query.bind(key.as_slice());
-            }
-            query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+            self.write(statements.delete_keys.text(chunk.len()), chunk.len(), |arguments| {
+                chunk.iter().try_for_each(|key| arguments.add(key.as_slice()))
+            })
+            .await?;
         }
         Ok(())
     }
 
     pub async fn put_peer(&mut self, row: &types::Peer) -> Result<()> {
         let sql = "INSERT INTO peers (node_id, v) VALUES (?, ?) ON CONFLICT (node_id) DO UPDATE SET v = excluded.v";
-        sqlx::query(sql)
+        self.write(sql, 1, |arguments| {
             // Two's complement: node IDs of joiners have the top bit.
-            .bind(row.node_id as i64)
-            .bind(row.encode_to_vec())
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::sqlite(WRITING))?;
-        Ok(())
+            arguments.add(row.node_id as i64)?;
+            arguments.add(row.encode_to_vec())
+        })
+        .await
     }
 
     pub async fn put_setting(&mut self, name: &str, value: Option<&str>) -> Result<()> {
-        let query = match value {
+        match value {
             Some(value) => {
                 let sql = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-                sqlx::query(sql).bind(name).bind(value)
+                self.write(sql, 1, |arguments| {
+                    arguments.add(name)?;
+                    arguments.add(value)
+                })
+                .await
             }
-            None => sqlx::query("DELETE FROM settings WHERE name = ?").bind(name),
-        };
-        query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
-        Ok(())
+            None => self.write("DELETE FROM settings WHERE name = ?", 1, |arguments| arguments.add(name)).await,
+        }
     }
 
-    /// Begins the transaction; one hop for both, as every batch needs both.
+    /// Begins the transaction.
     pub async fn begin(&mut self, applied: LogId, view: &View) -> Result<()> {
         let sql = "BEGIN IMMEDIATE; UPDATE status SET applied = ?, cluster_id = ?, lineage = ?, pin_count = ?, \
                    pruned_minute = ?, peers_index = ? WHERE id = 1";
-        sqlx::query(sql)
-            .bind(applied.to_proto().encode_to_vec())
-            .bind(view.cluster_id.as_slice())
-            .bind(view.lineage as i64)
-            .bind(view.pin_count as i64)
-            .bind(view.pruned_minute)
-            .bind(view.peers.index as i64)
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::sqlite(WRITING))?;
-        Ok(())
+        self.write(sql, 1, |arguments| {
+            arguments.add(applied.to_proto().encode_to_vec())?;
+            arguments.add(view.cluster_id.as_slice())?;
+            arguments.add(view.lineage as i64)?;
+            arguments.add(view.pin_count as i64)?;
+            arguments.add(view.pruned_minute)?;
+            arguments.add(view.peers.index as i64)
+        })
+        .await
     }
 
     pub async fn put_membership(&mut self, membership: &Membership) -> Result<()> {
@@ -322,17 +372,13 @@ impl Rows {
             log_id: membership.log_id.map(LogId::to_proto),
             membership: Some(membership.membership.as_ref().clone()),
         };
-        sqlx::query("UPDATE status SET membership = ? WHERE id = 1")
-            .bind(stored.encode_to_vec())
-            .execute(&mut self.connection)
+        self.write("UPDATE status SET membership = ? WHERE id = 1", 1, |arguments| arguments.add(stored.encode_to_vec()))
             .await
-            .map_err(Error::sqlite(WRITING))?;
-        Ok(())
     }
 
     pub async fn commit(&mut self) -> Result<()> {
-        sqlx::query("COMMIT").execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
-        Ok(())
+        self.write("COMMIT", 1, |_| Ok(())).await?;
+        self.flush().await
     }
 }
 
