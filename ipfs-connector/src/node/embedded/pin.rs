@@ -39,6 +39,9 @@ pub async fn add(inner: &Inner, request: PinAdd, events: mpsc::Sender<Result<Pin
         PinProgress::default()
     } else if state == PinState::Recursive {
         return Err(NodeError::Refused(format!("pin {cid}: already pinned recursively, not direct")));
+    } else if is_whole(&cid, mode).map_err(|error| error.context(format!("pin {cid}")))? {
+        index.pinned(&cid, mode).await?;
+        PinProgress::default()
     } else {
         let _running = inner.running(cid);
         index.pin_started(&cid, mode).await?;
@@ -56,6 +59,18 @@ pub async fn add(inner: &Inner, request: PinAdd, events: mpsc::Sender<Result<Pin
     // Nobody listens any more: the pin is there all the same, and the next look finds it.
     let _ = events.send(Ok(PinEvent::Done(done))).await;
     Ok(())
+}
+
+/// Whether the CID carries all there is to pin.
+fn is_whole(cid: &Cid, mode: PinMode) -> Result<bool> {
+    let Some(data) = inline_data(cid) else { return Ok(false) };
+    match mode {
+        PinMode::Direct => Ok(true),
+        PinMode::Recursive => {
+            check_codec_known(cid)?;
+            Ok(links(cid, &Bytes::copy_from_slice(data))?.is_empty())
+        }
+    }
 }
 
 /// The CID if it has a block at all.

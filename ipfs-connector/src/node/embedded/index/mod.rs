@@ -6,6 +6,7 @@
 //! All changes go through one task, which takes what is waiting as one transaction: an answer means that the change is
 //! on disk, and many callers share one flush.
 
+mod look_up;
 mod writer;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Row as _, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use pinfold_common::Cid;
 use pinfold_common::ids::cid_from_bytes;
@@ -23,12 +25,15 @@ use pinfold_common::pin::PinMode;
 
 use super::key::Key;
 use crate::node::{NodeError, PinState, Result};
-use writer::Change;
+use look_up::Question;
+use writer::{BlockChange, Change, PinChange};
 
 const FILE: &str = "index.db";
 const READERS: u32 = 4;
 /// Changes waiting for the writer; then their callers wait.
 const QUEUED_CHANGES: usize = 256;
+/// Look-ups waiting for the reader; then their callers wait.
+const QUEUED_QUESTIONS: usize = 1024;
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// What the tables below are called among versions of them; another one is refused.
 const SCHEMA_VERSION: i64 = 1;
@@ -83,6 +88,9 @@ struct Counters {
 
 pub struct Index {
     changes: mpsc::Sender<Change>,
+    questions: mpsc::Sender<Question>,
+    closing: CancellationToken,
+    /// For lists.
     readers: SqlitePool,
     counters: Arc<Counters>,
     /// Whether the last process closed it.
@@ -96,7 +104,8 @@ impl Index {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_DEADLINE);
+            .busy_timeout(BUSY_DEADLINE)
+            .disable_statement_logging();
         let mut connection = options.clone().connect().await.map_err(failed("open"))?;
         sqlx::raw_sql(SCHEMA).execute(&mut connection).await.map_err(failed("make tables"))?;
         let rows =
@@ -119,11 +128,18 @@ impl Index {
             .execute(&mut connection)
             .await
             .map_err(failed("mark as open"))?;
-        let readers =
-            SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.map_err(failed("open"))?;
+        let looking_up = options.clone().connect().await.map_err(failed("open"))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            // A file does not go away like a server: no question before each use.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        let (questions, queue) = mpsc::channel(QUEUED_QUESTIONS);
+        let closing = CancellationToken::new();
+        tokio::spawn(look_up::run(looking_up, queue, closing.clone()));
         let (changes, queue) = mpsc::channel(QUEUED_CHANGES);
         tokio::spawn(writer::run(connection, queue, counters.clone()));
-        Ok(Index { changes, readers, counters, was_closed })
+        Ok(Index { changes, questions, closing, readers, counters, was_closed })
     }
 
     pub fn was_closed(&self) -> bool {
@@ -145,55 +161,59 @@ impl Index {
 
     /// These blocks have their files. An existing row keeps the later hold.
     pub async fn stored(&self, rows: Vec<BlockRow>) -> Result<()> {
-        self.change(|answer| Change::Stored(rows, answer)).await
+        self.change(|answer| Change::Blocks(BlockChange::Stored(rows, answer))).await
     }
 
     /// Removes the rows of blocks that are not held any more; answers which.
     pub async fn removed(&self, keys: Vec<Key>) -> Result<Vec<Key>> {
-        self.change(|answer| Change::Removed(keys, answer)).await
+        self.change(|answer| Change::Blocks(BlockChange::Removed(keys, answer))).await
     }
 
     /// Removes the row of a block whose file is gone.
     pub async fn lost(&self, key: Key) -> Result<()> {
-        self.change(|answer| Change::Lost(key, answer)).await
+        self.change(|answer| Change::Blocks(BlockChange::Lost(key, answer))).await
     }
 
     /// Ends the holds of blocks that a pin protects now. Nobody has to wait: a hold that stays only keeps longer.
     pub async fn release(&self, keys: Vec<Key>) {
-        if self.changes.send(Change::Released(keys)).await.is_err() {
+        if self.changes.send(Change::Blocks(BlockChange::Released(keys))).await.is_err() {
             tracing::debug!("holds not released: the index is closed");
         }
     }
 
     /// Work on a pin begins: from now on GC keeps what there is of it.
     pub async fn pin_started(&self, cid: &Cid, mode: PinMode) -> Result<()> {
-        self.change(|answer| Change::PinStarted(*cid, mode, answer)).await
+        self.change(|answer| Change::Pin(PinChange::Started(*cid, mode, answer))).await
     }
 
     /// Everything is on disk. `false`: it was unpinned meanwhile.
     pub async fn pin_done(&self, cid: &Cid, mode: PinMode) -> Result<bool> {
-        self.change(|answer| Change::PinDone(*cid, mode, answer)).await
+        self.change(|answer| Change::Pin(PinChange::Done(*cid, mode, answer))).await
+    }
+
+    /// A pin of which nothing has to be fetched: started and done.
+    pub async fn pinned(&self, cid: &Cid, mode: PinMode) -> Result<()> {
+        self.change(|answer| Change::Pin(PinChange::Pinned(*cid, mode, answer))).await
     }
 
     /// Forgets a pin, done or not, or none.
     pub async fn pin_removed(&self, cid: &Cid) -> Result<()> {
-        self.change(|answer| Change::PinRemoved(*cid, answer)).await
+        self.change(|answer| Change::Pin(PinChange::Removed(*cid, answer))).await
     }
 
     /// Writes what is waiting and marks the index as whole.
     pub async fn close(&self) -> Result<()> {
         self.readers.close().await;
+        self.closing.cancel();
+        self.questions.closed().await;
         self.change(Change::Close).await
     }
 
     pub async fn pin(&self, cid: &Cid) -> Result<Option<PinRow>> {
-        sqlx::query("SELECT cid, mode, pinning, touched_at FROM pins WHERE cid = ?")
-            .bind(cid.to_bytes())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(failed("read pin"))?
-            .map(|row| pin_row(&row))
-            .transpose()
+        let closed = || NodeError::Down("embedded node: its index is closed".into());
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(Question { cid: *cid, answer }).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
     }
 
     /// At most `limit` rows behind `after`, in the order of their CID bytes.

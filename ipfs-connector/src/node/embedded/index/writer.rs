@@ -1,9 +1,11 @@
 //! The task that owns the writing connection: takes the changes that are waiting, up to a bound, applies them in one
-//! transaction, and answers when it is flushed.
+//! transaction, and answers when it is flushed. Changes of one kind are one statement, as each statement is a hand-over
+//! to SQLite's thread and back.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use pinfold_common::Cid;
@@ -21,21 +23,42 @@ const KEYS_IN_STATEMENT: usize = 500;
 pub type Answer<T> = oneshot::Sender<Result<T>>;
 
 pub enum Change {
+    Blocks(BlockChange),
+    Pin(PinChange),
+    Close(Answer<()>),
+}
+
+pub enum BlockChange {
     Stored(Vec<BlockRow>, Answer<()>),
     Removed(Vec<Key>, Answer<Vec<Key>>),
     Lost(Key, Answer<()>),
     Released(Vec<Key>),
-    PinStarted(Cid, PinMode, Answer<()>),
-    PinDone(Cid, PinMode, Answer<bool>),
-    PinRemoved(Cid, Answer<()>),
-    Close(Answer<()>),
+}
+
+pub enum PinChange {
+    Started(Cid, PinMode, Answer<()>),
+    Done(Cid, PinMode, Answer<bool>),
+    /// Started and done at once: there was nothing to fetch.
+    Pinned(Cid, PinMode, Answer<()>),
+    Removed(Cid, Answer<()>),
+}
+
+impl PinChange {
+    fn cid(&self) -> &Cid {
+        match self {
+            PinChange::Started(cid, ..)
+            | PinChange::Done(cid, ..)
+            | PinChange::Pinned(cid, ..)
+            | PinChange::Removed(cid, ..) => cid,
+        }
+    }
 }
 
 /// An answer that waits for the commit.
 type Pending = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What a transaction does to the counters.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct Delta {
     blocks: i64,
     bytes: i64,
@@ -85,11 +108,38 @@ async fn apply(
     changes: &mut Vec<Change>,
     pending: &mut Vec<Pending>,
 ) -> Result<Delta> {
-    let mut transaction = connection.begin().await.map_err(failed("begin"))?;
     let mut delta = Delta::default();
-    for change in changes.drain(..) {
-        apply_one(&mut transaction, change, pending, &mut delta).await?;
+    let mut steps = steps(changes.drain(..));
+    if let [Step::Pins(pins)] = steps.as_mut_slice()
+        && pins.kinds() == 1
+    {
+        // A statement of its own is a transaction of its own.
+        write_pins(connection, std::mem::take(pins), pending).await?;
+        return Ok(delta);
     }
+    let mut transaction = connection.begin().await.map_err(failed("begin"))?;
+    for step in steps {
+        match step {
+            Step::Pins(pins) => write_pins(&mut transaction, pins, pending).await?,
+            Step::Blocks(change) => write_blocks(&mut transaction, change, pending, &mut delta).await?,
+            Step::Close(answer) => {
+                let outcome = sqlx::query("UPDATE meta SET value = 1 WHERE key = 'clean'")
+                    .execute(&mut *transaction)
+                    .await
+                    .map(drop)
+                    .map_err(failed("close"));
+                later(pending, answer, outcome)?;
+            }
+        }
+    }
+    if delta != Delta::default() {
+        count(&mut transaction, &delta).await?;
+    }
+    transaction.commit().await.map_err(failed("commit"))?;
+    Ok(delta)
+}
+
+async fn count(connection: &mut SqliteConnection, delta: &Delta) -> Result<()> {
     sqlx::query(
         "UPDATE meta SET value = CASE key WHEN 'blocks' THEN value + ? WHEN 'bytes' THEN value + ?
          ELSE max(value, ?) END WHERE key IN ('blocks', 'bytes', 'held_until')",
@@ -97,75 +147,152 @@ async fn apply(
     .bind(delta.blocks)
     .bind(delta.bytes)
     .bind(delta.held_until)
-    .execute(&mut *transaction)
+    .execute(connection)
     .await
-    .map_err(failed("count"))?;
-    transaction.commit().await.map_err(failed("commit"))?;
-    Ok(delta)
+    .map(drop)
+    .map_err(failed("count"))
 }
 
-async fn apply_one(
-    transaction: &mut Transaction<'_, Sqlite>,
-    change: Change,
+/// What is written together.
+enum Step {
+    Pins(Pins),
+    Blocks(BlockChange),
+    Close(Answer<()>),
+}
+
+/// Changes of different pins, so that their order does not matter, by kind.
+#[derive(Default)]
+struct Pins {
+    cids: HashSet<Cid>,
+    started: Vec<(Cid, PinMode, Answer<()>)>,
+    done: Vec<(Cid, PinMode, Answer<bool>)>,
+    pinned: Vec<(Cid, PinMode, Answer<()>)>,
+    removed: Vec<(Cid, Answer<()>)>,
+}
+
+impl Pins {
+    fn kinds(&self) -> usize {
+        let are_there =
+            [!self.started.is_empty(), !self.done.is_empty(), !self.pinned.is_empty(), !self.removed.is_empty()];
+        are_there.into_iter().filter(|is_there| *is_there).count()
+    }
+}
+
+/// In order for each pin. Blocks and pins are different tables: of those the order does not matter.
+fn steps(changes: impl Iterator<Item = Change>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut pins = Pins::default();
+    for change in changes {
+        let change = match change {
+            Change::Blocks(change) => {
+                steps.push(Step::Blocks(change));
+                continue;
+            }
+            Change::Close(answer) => {
+                steps.push(Step::Close(answer));
+                continue;
+            }
+            Change::Pin(change) => change,
+        };
+        if !pins.cids.insert(*change.cid()) {
+            steps.push(Step::Pins(std::mem::take(&mut pins)));
+            pins.cids.insert(*change.cid());
+        }
+        match change {
+            PinChange::Started(cid, mode, answer) => pins.started.push((cid, mode, answer)),
+            PinChange::Done(cid, mode, answer) => pins.done.push((cid, mode, answer)),
+            PinChange::Pinned(cid, mode, answer) => pins.pinned.push((cid, mode, answer)),
+            PinChange::Removed(cid, answer) => pins.removed.push((cid, answer)),
+        }
+    }
+    if !pins.cids.is_empty() {
+        steps.push(Step::Pins(pins));
+    }
+    steps
+}
+
+async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut Vec<Pending>) -> Result<()> {
+    let Pins { started, done, pinned, removed, .. } = pins;
+    let now = now();
+    for piece in pieces(started) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO pins ");
+        insert.push_values(&piece, |mut values, (cid, mode, _)| {
+            values.push_bind(cid.to_bytes()).push("0").push_bind(number_of(*mode)).push_bind(now);
+        });
+        insert.push(" ON CONFLICT (cid) DO UPDATE SET pinning = excluded.pinning, touched_at = excluded.touched_at");
+        execute(insert, connection, "start pins").await?;
+        piece.into_iter().try_for_each(|(_, _, answer)| later(pending, answer, Ok(())))?;
+    }
+    for piece in pieces(done) {
+        let mut update = QueryBuilder::<Sqlite>::new("UPDATE pins SET mode = max(mode, v.column2), pinning = 0, touched_at = ");
+        update.push_bind(now).push(" FROM (");
+        update.push_values(&piece, |mut values, (cid, mode, _)| {
+            values.push_bind(cid.to_bytes()).push_bind(number_of(*mode));
+        });
+        update.push(") v WHERE pins.cid = v.column1 RETURNING pins.cid");
+        let rows = update.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("finish pins"))?;
+        let there: HashSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
+        let mut answers = piece.into_iter();
+        answers.try_for_each(|(cid, _, answer)| later(pending, answer, Ok(there.contains(&cid.to_bytes()))))?;
+    }
+    for piece in pieces(pinned) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO pins ");
+        insert.push_values(&piece, |mut values, (cid, mode, _)| {
+            values.push_bind(cid.to_bytes()).push_bind(number_of(*mode)).push("0").push_bind(now);
+        });
+        insert.push(
+            " ON CONFLICT (cid) DO UPDATE SET mode = max(mode, excluded.mode), pinning = 0,
+             touched_at = excluded.touched_at",
+        );
+        execute(insert, connection, "write pins").await?;
+        piece.into_iter().try_for_each(|(_, _, answer)| later(pending, answer, Ok(())))?;
+    }
+    for piece in pieces(removed) {
+        let mut delete = QueryBuilder::<Sqlite>::new("DELETE FROM pins WHERE cid IN (");
+        let mut list = delete.separated(", ");
+        for (cid, _) in &piece {
+            list.push_bind(cid.to_bytes());
+        }
+        list.push_unseparated(")");
+        execute(delete, connection, "remove pins").await?;
+        piece.into_iter().try_for_each(|(_, answer)| later(pending, answer, Ok(())))?;
+    }
+    Ok(())
+}
+
+/// The bounds of a statement.
+fn pieces<T>(mut list: Vec<T>) -> impl Iterator<Item = Vec<T>> {
+    std::iter::from_fn(move || {
+        let rest = list.split_off(list.len().min(KEYS_IN_STATEMENT));
+        let piece = std::mem::replace(&mut list, rest);
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+async fn execute(mut query: QueryBuilder<Sqlite>, connection: &mut SqliteConnection, doing: &'static str) -> Result<()> {
+    query.build().persistent(false).execute(connection).await.map(drop).map_err(failed(doing))
+}
+
+async fn write_blocks(
+    connection: &mut SqliteConnection,
+    change: BlockChange,
     pending: &mut Vec<Pending>,
     delta: &mut Delta,
 ) -> Result<()> {
     match change {
-        Change::Stored(rows, answer) => {
-            let outcome = stored(transaction, rows, delta).await;
+        BlockChange::Stored(rows, answer) => {
+            let outcome = stored(connection, rows, delta).await;
             later(pending, answer, outcome)
         }
-        Change::Removed(keys, answer) => {
-            let outcome = removed(transaction, &keys, now(), delta).await;
+        BlockChange::Removed(keys, answer) => {
+            let outcome = removed(connection, &keys, now(), delta).await;
             later(pending, answer, outcome)
         }
-        Change::Lost(key, answer) => {
-            let outcome = removed(transaction, &[key], i64::MAX, delta).await.map(drop);
+        BlockChange::Lost(key, answer) => {
+            let outcome = removed(connection, &[key], i64::MAX, delta).await.map(drop);
             later(pending, answer, outcome)
         }
-        Change::Released(keys) => hold_until(transaction, &keys, Hold::Over).await,
-        Change::PinStarted(cid, mode, answer) => {
-            let outcome = sqlx::query(
-                "INSERT INTO pins VALUES (?, 0, ?, ?) ON CONFLICT (cid) DO UPDATE
-                 SET pinning = excluded.pinning, touched_at = excluded.touched_at",
-            )
-            .bind(cid.to_bytes())
-            .bind(number_of(mode))
-            .bind(now())
-            .execute(&mut **transaction)
-            .await
-            .map(drop)
-            .map_err(failed("start pin"));
-            later(pending, answer, outcome)
-        }
-        Change::PinDone(cid, mode, answer) => {
-            let outcome = sqlx::query("UPDATE pins SET mode = max(mode, ?), pinning = 0, touched_at = ? WHERE cid = ?")
-                .bind(number_of(mode))
-                .bind(now())
-                .bind(cid.to_bytes())
-                .execute(&mut **transaction)
-                .await
-                .map(|done| done.rows_affected() > 0)
-                .map_err(failed("finish pin"));
-            later(pending, answer, outcome)
-        }
-        Change::PinRemoved(cid, answer) => {
-            let outcome = sqlx::query("DELETE FROM pins WHERE cid = ?")
-                .bind(cid.to_bytes())
-                .execute(&mut **transaction)
-                .await
-                .map(drop)
-                .map_err(failed("remove pin"));
-            later(pending, answer, outcome)
-        }
-        Change::Close(answer) => {
-            let outcome = sqlx::query("UPDATE meta SET value = 1 WHERE key = 'clean'")
-                .execute(&mut **transaction)
-                .await
-                .map(drop)
-                .map_err(failed("close"));
-            later(pending, answer, outcome)
-        }
+        BlockChange::Released(keys) => hold_until(connection, &keys, Hold::Over).await,
     }
 }
 
@@ -188,7 +315,7 @@ fn later<T: Send + 'static>(pending: &mut Vec<Pending>, answer: Answer<T>, outco
 }
 
 /// One statement for all rows: each statement is a hand-over to SQLite's thread and back.
-async fn stored(transaction: &mut Transaction<'_, Sqlite>, rows: Vec<BlockRow>, delta: &mut Delta) -> Result<()> {
+async fn stored(connection: &mut SqliteConnection, rows: Vec<BlockRow>, delta: &mut Delta) -> Result<()> {
     for rows in rows.chunks(KEYS_IN_STATEMENT) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO blocks (multihash, size, held_until) ");
         insert.push_values(rows, |mut values, row| {
@@ -196,14 +323,14 @@ async fn stored(transaction: &mut Transaction<'_, Sqlite>, rows: Vec<BlockRow>, 
         });
         insert.push(" RETURNING size");
         let inserted =
-            insert.build().persistent(false).fetch_all(&mut **transaction).await.map_err(failed("store blocks"))?;
+            insert.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("store blocks"))?;
         delta.blocks += signed(inserted.len() as u64);
         delta.bytes += inserted.iter().map(|row| row.get::<i64, _>(0)).sum::<i64>();
         let until = rows.iter().map(|row| row.held_until).max().unwrap_or(0);
         delta.held_until = delta.held_until.max(until);
         if until > 0 && inserted.len() < rows.len() {
             let keys: Vec<Key> = rows.iter().map(|row| row.key.clone()).collect();
-            hold_until(transaction, &keys, Hold::AtLeast(until)).await?;
+            hold_until(connection, &keys, Hold::AtLeast(until)).await?;
         }
     }
     Ok(())
@@ -214,7 +341,7 @@ enum Hold {
     AtLeast(i64),
 }
 
-async fn hold_until(transaction: &mut Transaction<'_, Sqlite>, keys: &[Key], hold: Hold) -> Result<()> {
+async fn hold_until(connection: &mut SqliteConnection, keys: &[Key], hold: Hold) -> Result<()> {
     for keys in keys.chunks(KEYS_IN_STATEMENT) {
         let mut update = QueryBuilder::<Sqlite>::new("UPDATE blocks SET held_until = ");
         match hold {
@@ -222,14 +349,14 @@ async fn hold_until(transaction: &mut Transaction<'_, Sqlite>, keys: &[Key], hol
             Hold::AtLeast(until) => update.push_bind(until).push(" WHERE held_until < ").push_bind(until),
         };
         push_keys(&mut update, keys);
-        update.build().persistent(false).execute(&mut **transaction).await.map_err(failed("hold blocks"))?;
+        update.build().persistent(false).execute(&mut *connection).await.map_err(failed("hold blocks"))?;
     }
     Ok(())
 }
 
 /// Removes rows that are held no longer than `held_at_most`; which they were.
 async fn removed(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     keys: &[Key],
     held_at_most: i64,
     delta: &mut Delta,
@@ -241,7 +368,7 @@ async fn removed(
         push_keys(&mut delete, keys);
         delete.push(" RETURNING multihash, size");
         let rows =
-            delete.build().persistent(false).fetch_all(&mut **transaction).await.map_err(failed("remove blocks"))?;
+            delete.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("remove blocks"))?;
         delta.blocks -= signed(rows.len() as u64);
         delta.bytes -= rows.iter().map(|row| row.get::<i64, _>(1)).sum::<i64>();
         gone.extend(rows.iter().map(|row| Key::from_bytes(row.get(0))));
