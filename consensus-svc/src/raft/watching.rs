@@ -12,6 +12,9 @@ use super::contact::Contacts;
 use super::status::{RaftStatus, Role, status_of};
 use super::types::{Raft, Types};
 
+/// The least time between two looks at the metrics: each entry changes them several times, and each look wakes whoever
+/// waits for a status. Another role, term or leader is looked at at once.
+const PACE: Duration = Duration::from_millis(10);
 /// The backlog is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// So many thresholds of backlog do not wait for the interval.
@@ -46,6 +49,7 @@ async fn publish(
 ) {
     let patience = 2 * config.election_timeout_max;
     let mut metrics = raft.metrics();
+    let mut server = raft.server_metrics();
     loop {
         let now = status_of(&metrics.borrow_watched(), &contacts, patience);
         let has_ended = now.role == Role::Stopped;
@@ -70,6 +74,8 @@ async fn publish(
                 return;
             }
         }
+        // Its end is seen by the next look.
+        let _ = tokio::time::timeout(PACE, server.changed()).await;
     }
 }
 
