@@ -6,6 +6,7 @@
 //! one by one make a consistent comparison: see `store::state`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pinfold_common::shutdown::Shutdown;
 use pinfold_proto::consensus::follow_reply::Message;
@@ -24,6 +25,9 @@ use crate::store::{self, State};
 const MAX_CHANGES: usize = 256;
 /// Pins of one page.
 const PAGE_PINS: usize = 256;
+/// After a message that was not full, the next one waits for so long: while the pinset is busy a follower takes many
+/// changes at once, and a lone change goes at once. Its cost is the follower's, a transaction for each message.
+const PACE: Duration = Duration::from_millis(50);
 /// Messages that wait for a slow follower.
 const QUEUE: usize = 8;
 
@@ -105,6 +109,9 @@ impl Follower {
                 self.send(Message::Changes(Changes { changes, cursor: Some(at(to)), caught_up })).await?;
                 index = to;
                 told_caught_up = Some(caught_up);
+                if to >= applied {
+                    tokio::time::sleep(PACE).await;
+                }
             }
             if to < applied {
                 continue;
