@@ -7,7 +7,7 @@ use clap::Parser;
 use pinfold_common::config::{Args, File};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
-use pinfold_common::{Code, Error, Result, VERSION, telemetry};
+use pinfold_common::{Code, Error, Result, VERSION, runtime, telemetry};
 
 /// REST and gRPC of one Pinfold peer.
 #[derive(Parser)]
@@ -34,15 +34,13 @@ fn main() -> ExitCode {
 fn start(args: &Args) -> Result<()> {
     let file = File::load(args)?;
     let config = Config::from_file(&file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::internal(format!("start the runtime: {error}")))?;
-    runtime.block_on(async {
-        let _telemetry = telemetry::init(Room::Gateway, &file.telemetry(Room::Gateway)?)?;
-        let listeners = Listeners::bind(&config, &file).await?;
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
-        run(config, listeners, shutdown).await
-    })
+    runtime::run(serve(file, config))?
+}
+
+async fn serve(file: File, config: Config) -> Result<()> {
+    let _telemetry = telemetry::init(Room::Gateway, &file.telemetry(Room::Gateway)?)?;
+    let listeners = Listeners::bind(&config, &file).await?;
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
+    run(config, listeners, shutdown).await
 }

@@ -15,6 +15,7 @@ pub mod member;
 pub mod metric;
 pub mod peerset;
 pub mod pin;
+pub mod runtime;
 pub mod server;
 pub mod shutdown;
 pub mod status;

@@ -9,7 +9,7 @@ use consensus_svc::{Listeners, run};
 use pinfold_common::config::{Args, File, listen_key_name};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
-use pinfold_common::{server, telemetry};
+use pinfold_common::{runtime, server, telemetry};
 
 /// The pinset and the peerset of a Pinfold peer.
 #[derive(Parser)]
@@ -22,9 +22,8 @@ struct Command {
     bootstrap: Vec<String>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match start(Command::parse()).await {
+fn main() -> ExitCode {
+    match start(Command::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "consensus-svc stops");
@@ -34,10 +33,14 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn start(command: Command) -> Result<()> {
+fn start(command: Command) -> Result<()> {
     let file = File::load(&command.args)?;
     let _telemetry = telemetry::init(Room::Consensus, &file.telemetry(Room::Consensus)?)?;
     let config = Config::from_file(&file, &command.bootstrap)?;
+    runtime::run(serve(file, config))?
+}
+
+async fn serve(file: File, config: Config) -> Result<()> {
     let grpc = server::bind(listen_key_name(Room::Consensus), &file.listen(Room::Consensus)?).await?;
     let metrics = match file.metrics_listen(Room::Consensus)? {
         Some(address) => Some(server::bind("services.consensus.metrics_multiaddress", &address).await?),

@@ -7,7 +7,7 @@ use ipfs_connector::{Config, Listeners, run};
 use pinfold_common::config::{Args, File, listen_key_name};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
-use pinfold_common::{Code, Error, VERSION, server, telemetry};
+use pinfold_common::{Code, Error, VERSION, runtime, server, telemetry};
 
 /// The configuration, or the state of the peer's folder, is refused: a restart does not help.
 const EXIT_REFUSED: u8 = 78;
@@ -54,19 +54,17 @@ fn start(args: &Args) -> Result<(), Error> {
     let file = File::load(args)?;
     let _telemetry = telemetry::init(Room::Connector, &file.telemetry(Room::Connector)?)?;
     let config = Config::from_file(&file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::internal(format!("start the runtime: {error}")))?;
-    runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
-        let grpc = server::bind(listen_key_name(Room::Connector), &file.listen(Room::Connector)?).await?;
-        let metrics = match file.metrics_listen(Room::Connector)? {
-            Some(address) => Some(server::bind("services.connector.metrics_multiaddress", &address).await?),
-            None => None,
-        };
-        tracing::info!(version = VERSION, peer = %config.tls.own(), "ipfs-connector starts");
-        run(config, Listeners { grpc, metrics }, shutdown).await
-    })
+    runtime::run(serve(file, config))?
+}
+
+async fn serve(file: File, config: Config) -> Result<(), Error> {
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
+    let grpc = server::bind(listen_key_name(Room::Connector), &file.listen(Room::Connector)?).await?;
+    let metrics = match file.metrics_listen(Room::Connector)? {
+        Some(address) => Some(server::bind("services.connector.metrics_multiaddress", &address).await?),
+        None => None,
+    };
+    tracing::info!(version = VERSION, peer = %config.tls.own(), "ipfs-connector starts");
+    run(config, Listeners { grpc, metrics }, shutdown).await
 }

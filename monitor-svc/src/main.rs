@@ -7,7 +7,7 @@ use monitor_svc::{Config, Listeners, run};
 use pinfold_common::config::{Args, File, listen_key_name};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
-use pinfold_common::{Code, Error, VERSION, server, telemetry};
+use pinfold_common::{Code, Error, VERSION, runtime, server, telemetry};
 
 /// The configuration, or the state of the peer's folder, is refused: a restart does not help.
 const EXIT_REFUSED: u8 = 78;
@@ -49,19 +49,17 @@ fn start(args: &Args) -> Result<(), Error> {
     let file = File::load(args)?;
     let _telemetry = telemetry::init(Room::Monitor, &file.telemetry(Room::Monitor)?)?;
     let config = Config::from_file(&file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::internal(format!("start the runtime: {error}")))?;
-    runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
-        let grpc = server::bind(listen_key_name(Room::Monitor), &file.listen(Room::Monitor)?).await?;
-        let metrics = match file.metrics_listen(Room::Monitor)? {
-            Some(address) => Some(server::bind("services.monitor.metrics_multiaddress", &address).await?),
-            None => None,
-        };
-        tracing::info!(version = VERSION, peer = %config.tls.own(), "monitor-svc starts");
-        run(config, Listeners { grpc, metrics }, shutdown).await
-    })
+    runtime::run(serve(file, config))?
+}
+
+async fn serve(file: File, config: Config) -> Result<(), Error> {
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().map_err(|error| Error::internal(format!("listen for signals: {error}")))?;
+    let grpc = server::bind(listen_key_name(Room::Monitor), &file.listen(Room::Monitor)?).await?;
+    let metrics = match file.metrics_listen(Room::Monitor)? {
+        Some(address) => Some(server::bind("services.monitor.metrics_multiaddress", &address).await?),
+        None => None,
+    };
+    tracing::info!(version = VERSION, peer = %config.tls.own(), "monitor-svc starts");
+    run(config, Listeners { grpc, metrics }, shutdown).await
 }
