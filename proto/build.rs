@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".pinfold.connector.v1.BlockReply.data")
         .bytes(".pinfold.api.v1.AddRequest.data")
         .bytes(".pinfold.consensus.v1.AppendRequest.entries")
+        .bytes(".pinfold.consensus.v1.ListReply.pins")
         .bytes(".pinfold.consensus.v1.SnapshotChunk.data")
         .compile_fds(set)?;
     Ok(())

@@ -19,6 +19,7 @@ use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
 use pinfold_proto::monitor::monitor_client::MonitorClient;
 use pinfold_proto::{consensus, monitor, types};
+use prost::Message as _;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
@@ -227,6 +228,12 @@ pub async fn ask<T>(
             Err(Error::outcome_unknown(format!("{what}: no answer within {seconds}s, the outcome is unknown")))
         }
     }
+}
+
+/// The pins of a chunk, which come as they lie on disk.
+pub fn pins_of(reply: consensus::ListReply) -> Result<Vec<types::Pin>> {
+    let pins = reply.pins.into_iter().map(types::Pin::decode);
+    pins.collect::<std::result::Result<_, _>>().map_err(|error| Error::internal(format!("list the pinset: {error}")))
 }
 
 /// The error of a call or stream that failed.

@@ -18,7 +18,7 @@ use pinfold_proto::{api, types};
 use tokio::time::timeout;
 
 use super::{Scope, answered, concerns, entry, failed, item_of_info, item_of_pin, members};
-use crate::cluster::{Cluster, Directory, PEER_DEADLINE, from_status};
+use crate::cluster::{Cluster, Directory, PEER_DEADLINE, from_status, pins_of};
 
 /// Items of one step of the merge; more only make the first one late.
 const MAX_BATCH: usize = 256;
@@ -108,7 +108,7 @@ pub async fn status_all(cluster: &Cluster, request: ListingRequest) -> Listing {
         let call = StatusAllCall { after: request.after.clone(), limit: 0, filter: request.filter.0, min_index };
         let mut tracker = cluster.tracker(peer);
         let open = async move { tracker.status_all(call).await };
-        let chunks = chunks(open, |reply: pinfold_proto::connector::StatusAllReply| reply.infos);
+        let chunks = chunks(open, |reply: pinfold_proto::connector::StatusAllReply| Ok(reply.infos));
         peer_source(peer, chunks)
     });
     let peers = peers.collect();
@@ -117,7 +117,7 @@ pub async fn status_all(cluster: &Cluster, request: ListingRequest) -> Listing {
         let call = ListCall { after: request.after.clone(), min_index, ..ListCall::default() };
         let mut pins = cluster.pins();
         let open = async move { pins.list(call).await };
-        Source::new(chunks(open, |reply: pinfold_proto::consensus::ListReply| reply.pins))
+        Source::new(chunks(open, pins_of))
     });
     let left = if request.limit == 0 { u64::MAX } else { request.limit };
     Listing { pinset, peers, directory: cluster.directory().await, filter: request.filter, left }
@@ -129,7 +129,7 @@ pub async fn recover_all(cluster: &Cluster, scope: Scope) -> Listing {
     let peers = members.iter().map(|peer| {
         let mut tracker = cluster.tracker(peer);
         let open = async move { tracker.recover_all(RecoverAllCall {}).await };
-        let chunks = chunks(open, |reply: pinfold_proto::connector::StatusAllReply| reply.infos);
+        let chunks = chunks(open, |reply: pinfold_proto::connector::StatusAllReply| Ok(reply.infos));
         peer_source(peer, chunks)
     });
     let peers = peers.collect();
@@ -141,17 +141,19 @@ fn peer_source(peer: &PeerInfo, chunks: Chunks<types::PinInfo>) -> PeerSource {
 }
 
 /// A server stream that is opened when it is first asked.
-fn chunks<R, T, O>(open: O, items: fn(R) -> Vec<T>) -> Chunks<T>
+fn chunks<R, T, O>(open: O, items: fn(R) -> Result<Vec<T>>) -> Chunks<T>
 where
     R: Send + 'static,
     T: Send + 'static,
     O: Future<Output = Result<tonic::Response<tonic::Streaming<R>>, tonic::Status>> + Send + 'static,
 {
     let opened = futures::stream::once(open).flat_map(move |opened| match opened {
-        Ok(response) => response.into_inner().map(move |reply| reply.map(items)).boxed(),
+        Ok(response) => response.into_inner().boxed(),
         Err(status) => futures::stream::once(async move { Err(status) }).boxed(),
     });
-    opened.map(|reply| reply.map_err(|status| from_status("ask for the list", status))).boxed()
+    opened
+        .map(move |reply| reply.map_err(|status| from_status("ask for the list", status)).and_then(items))
+        .boxed()
 }
 
 impl Listing {

@@ -14,7 +14,7 @@ use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinManyCall, PinR
 use pinfold_proto::{api, consensus, types};
 use tonic::{Request, Response, Status};
 
-use crate::cluster::{Cluster, READ_DEADLINE, ask, from_status};
+use crate::cluster::{Cluster, READ_DEADLINE, ask, from_status, pins_of};
 use crate::fanout::{self, Listing, ListingRequest, Scope};
 use crate::rest::{IpfsPath, parse_ipfs_path, resolve};
 
@@ -163,7 +163,7 @@ impl pins_server::Pins for PinsApi {
         let mut pins = self.cluster.pins();
         let replies = ask("list the pinset", READ_DEADLINE, pins.list(call)).await?;
         let replies = replies.map(|reply| match reply {
-            Ok(reply) => Ok(api::ListReply { pins: reply.pins }),
+            Ok(reply) => Ok(api::ListReply { pins: pins_of(reply)? }),
             Err(status) => Err(from_status("list the pinset", status).into()),
         });
         Ok(Response::new(replies.boxed()))

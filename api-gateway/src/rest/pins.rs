@@ -18,7 +18,7 @@ use super::options::{self, Options};
 use super::respond::{self, Answer};
 use super::rows::{PinRows, StatusRows};
 use super::{Call, IpfsPath, parse_ipfs_path};
-use crate::cluster::{PEER_DEADLINE, READ_DEADLINE, RESOLVE_DEADLINE, ask, from_status};
+use crate::cluster::{PEER_DEADLINE, READ_DEADLINE, RESOLVE_DEADLINE, ask, from_status, pins_of};
 use crate::fanout::{self, Listing, ListingRequest, Scope};
 
 /// CIDs of one `cids=`, and how many are asked about at once.
@@ -132,7 +132,10 @@ impl Call<'_> {
             let (mut replies, mut rows) = state?;
             loop {
                 let pins = match timeout(PEER_DEADLINE, replies.message()).await {
-                    Ok(Ok(Some(reply))) => reply.pins,
+                    Ok(Ok(Some(reply))) => match pins_of(reply) {
+                        Ok(pins) => pins,
+                        Err(error) => return Some((Err(error), None)),
+                    },
                     Ok(Ok(None)) => return None,
                     Ok(Err(status)) => return Some((Err(from_status("list the pinset", status)), None)),
                     Err(_) => {

@@ -23,6 +23,7 @@ use pinfold_proto::consensus::peers_server::{Peers, PeersServer};
 use pinfold_proto::consensus::pins_server::{Pins, PinsServer};
 use pinfold_proto::monitor::monitor_server::{Monitor, MonitorServer};
 use pinfold_proto::{connector, consensus, monitor, types};
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
@@ -115,7 +116,12 @@ impl Pins for Consensus {
     async fn list(&self, _: Request<consensus::ListCall>) -> Answer<Self::ListStream> {
         let pins = self.0.all().into_iter().map(|pin| Pin { timestamp: pin.timestamp.truncated(), ..pin });
         let replies: Vec<_> =
-            pins.map(|pin| Ok(consensus::ListReply { pins: vec![pin.into()], ..Default::default() })).collect();
+            pins
+                .map(|pin| {
+                    let pin = pinfold_proto::types::Pin::from(pin).encode_to_vec();
+                    Ok(consensus::ListReply { pins: vec![pin.into()], ..Default::default() })
+                })
+                .collect();
         Ok(Response::new(stream::iter(replies).boxed()))
     }
 

@@ -126,19 +126,17 @@ async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sende
         // With a filter, few rows may be wanted of many that are looked at.
         let few = if call.types.is_empty() { usize::try_from(left).unwrap_or(usize::MAX) } else { usize::MAX };
         let limit = CHUNK_PINS.min(few);
-        let read = core.state.list(&after, limit, &call.types).await;
-        let chunk = match read.and_then(|chunk| changes::decode(&chunk).map(|pins| (pins, chunk))) {
+        let mut chunk = match core.state.list(&after, limit, &call.types).await {
             Ok(chunk) => chunk,
             Err(error) => {
                 let _ = replies.send(Err(unreadable(error).into())).await;
                 return;
             }
         };
-        let (mut pins, chunk) = chunk;
-        pins.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        left = left.saturating_sub(pins.len() as u64);
-        if is_first || !pins.is_empty() {
-            let reply = ListReply { pins, index: chunk.index, stale };
+        chunk.pins.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left = left.saturating_sub(chunk.pins.len() as u64);
+        if is_first || !chunk.pins.is_empty() {
+            let reply = ListReply { pins: chunk.pins, index: chunk.index, stale };
             if replies.send(Ok(reply)).await.is_err() {
                 return;
             }
