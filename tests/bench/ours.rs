@@ -14,11 +14,11 @@ use pinfold_common::tls::Room;
 use pinfold_proto::{api, types};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Arguments, Part};
 use crate::load::{Http, closed_loop};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
+use crate::{Arguments, Part};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -96,12 +96,7 @@ async fn one_size(
 }
 
 /// With all items in the pinset: is every one everywhere, how fast are lists, how large are the services?
-async fn full(
-    report: &mut Report,
-    cluster: &Cluster,
-    authority: &str,
-    arguments: &Arguments,
-) -> Result<(), Failed> {
+async fn full(report: &mut Report, cluster: &Cluster, authority: &str, arguments: &Arguments) -> Result<(), Failed> {
     rest::fill(authority, arguments.items).await?;
     all_have_the_same(report, cluster).await?;
     rest::lists(report, authority).await;

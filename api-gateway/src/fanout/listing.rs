@@ -151,9 +151,7 @@ where
         Ok(response) => response.into_inner().boxed(),
         Err(status) => futures::stream::once(async move { Err(status) }).boxed(),
     });
-    opened
-        .map(move |reply| reply.map_err(|status| from_status("ask for the list", status)).and_then(items))
-        .boxed()
+    opened.map(move |reply| reply.map_err(|status| from_status("ask for the list", status)).and_then(items)).boxed()
 }
 
 impl Listing {

@@ -115,13 +115,12 @@ impl Pins for Consensus {
 
     async fn list(&self, _: Request<consensus::ListCall>) -> Answer<Self::ListStream> {
         let pins = self.0.all().into_iter().map(|pin| Pin { timestamp: pin.timestamp.truncated(), ..pin });
-        let replies: Vec<_> =
-            pins
-                .map(|pin| {
-                    let pin = pinfold_proto::types::Pin::from(pin).encode_to_vec();
-                    Ok(consensus::ListReply { pins: vec![pin.into()], ..Default::default() })
-                })
-                .collect();
+        let replies: Vec<_> = pins
+            .map(|pin| {
+                let pin = pinfold_proto::types::Pin::from(pin).encode_to_vec();
+                Ok(consensus::ListReply { pins: vec![pin.into()], ..Default::default() })
+            })
+            .collect();
         Ok(Response::new(stream::iter(replies).boxed()))
     }
 

@@ -2,8 +2,11 @@
 //! pinset. Fed by the state's writer after each commit; empty at start. Bounded by entries and by bytes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+use pinfold_proto::types;
 use prost::Message as _;
 
 use crate::pinset::Change;
@@ -11,15 +14,53 @@ use crate::pinset::Change;
 /// Changes that are kept.
 pub const MAX_CHANGES: usize = 100_000;
 /// Bytes that they may take, by estimate.
-pub const MAX_BYTES: usize = 16 << 20;
-/// What a decoded pin costs beyond its encoding, roughly.
-const OVERHEAD_BYTES: usize = 300;
+pub const MAX_BYTES: usize = 8 << 20;
+/// What a change costs beyond its bytes, roughly.
+const OVERHEAD_BYTES: usize = 100;
+
+/// A change. Pins are kept encoded: decoded ones are four times as large.
+struct Kept {
+    index: u64,
+    pin_or_cid: PinOrCid,
+}
+
+enum PinOrCid {
+    Put(Bytes),
+    Removed(Bytes),
+}
+
+impl Kept {
+    fn new(change: &Change) -> Kept {
+        match change {
+            Change::Put { index, pin } => Kept { index: *index, pin_or_cid: PinOrCid::Put(pin.encode_to_vec().into()) },
+            Change::Removed { index, cid } => {
+                Kept { index: *index, pin_or_cid: PinOrCid::Removed(Bytes::copy_from_slice(cid)) }
+            }
+        }
+    }
+
+    fn change(&self) -> Change {
+        match &self.pin_or_cid {
+            PinOrCid::Put(pin) => {
+                let pin = types::Pin::decode(pin.clone()).expect("encoded here");
+                Change::Put { index: self.index, pin: Arc::new(pin) }
+            }
+            PinOrCid::Removed(cid) => Change::Removed { index: self.index, cid: cid.to_vec() },
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        match &self.pin_or_cid {
+            PinOrCid::Put(bytes) | PinOrCid::Removed(bytes) => OVERHEAD_BYTES + bytes.len(),
+        }
+    }
+}
 
 /// The ring. It knows every change above `from` and up to `applied`.
 pub struct Recent(Mutex<Ring>);
 
 struct Ring {
-    changes: VecDeque<(Change, usize)>,
+    changes: VecDeque<Kept>,
     bytes: usize,
     from: u64,
     applied: u64,
@@ -45,25 +86,25 @@ impl Recent {
         if index < ring.from {
             return None;
         }
-        let start = ring.changes.partition_point(|(change, _)| change.index() <= index);
+        let start = ring.changes.partition_point(|kept| kept.index <= index);
         let mut found: Vec<Change> = Vec::new();
-        for (change, _) in ring.changes.range(start..) {
+        for kept in ring.changes.range(start..) {
             let last = found.last().map(Change::index);
-            if found.len() >= max && last.is_some_and(|last| last != change.index()) {
+            if found.len() >= max && last.is_some_and(|last| last != kept.index) {
                 return Some((found, last.unwrap_or(index)));
             }
-            found.push(change.clone());
+            found.push(kept.change());
         }
         Some((found, ring.applied.max(index)))
     }
 
     /// Adds what a batch of entries up to `applied` changed.
     pub(super) fn advance(&self, changes: Vec<Change>, applied: u64) {
+        let changes: Vec<Kept> = changes.iter().map(Kept::new).collect();
         let mut ring = self.0.lock();
-        for change in changes {
-            let bytes = size_bytes(&change);
-            ring.bytes += bytes;
-            ring.changes.push_back((change, bytes));
+        for kept in changes {
+            ring.bytes += kept.size_bytes();
+            ring.changes.push_back(kept);
         }
         ring.applied = applied;
         while ring.changes.len() > ring.max_changes || ring.bytes > ring.max_bytes {
@@ -84,22 +125,12 @@ impl Recent {
 impl Ring {
     /// All changes of one entry, as a cursor can't point between them.
     fn forget_oldest_entry(&mut self) {
-        let Some((oldest, _)) = self.changes.front() else { return };
-        let index = oldest.index();
-        while let Some((change, bytes)) = self.changes.pop_front_if(|(change, _)| change.index() == index) {
-            self.bytes -= bytes;
-            drop(change);
+        let Some(index) = self.changes.front().map(|oldest| oldest.index) else { return };
+        while let Some(kept) = self.changes.pop_front_if(|kept| kept.index == index) {
+            self.bytes -= kept.size_bytes();
         }
         self.from = index;
     }
-}
-
-fn size_bytes(change: &Change) -> usize {
-    OVERHEAD_BYTES
-        + match change {
-            Change::Put { pin, .. } => 2 * pin.encoded_len(),
-            Change::Removed { cid, .. } => cid.len(),
-        }
 }
 
 #[cfg(test)]

@@ -22,8 +22,9 @@ const ROW_BUFFER: usize = 1024;
 const CHECKPOINT_PAGES: u32 = 4096;
 /// The write-ahead log's file is cut back to this after a checkpoint.
 const WAL_KEEP_BYTES: u64 = 64 << 20;
-const WRITER_CACHE_KIB: i32 = 32 << 10;
-const READER_CACHE_KIB: i32 = 4 << 10;
+/// What is not in them is in the kernel's page cache, a microsecond away.
+const WRITER_CACHE_KIB: i32 = 8 << 10;
+const READER_CACHE_KIB: i32 = 1 << 10;
 
 /// The first release without the WAL-reset bug, which silently loses committed data.
 const OLDEST: (u32, u32, u32) = (3, 51, 3);

@@ -55,7 +55,7 @@ impl Peer {
                 name: room.name().to_owned(),
                 program: programs.path(room.name())?,
                 arguments,
-                environment: Vec::new(),
+                environment: memory_settings(),
                 log: logs.join(format!("{}.log", room.name())),
             };
             services.push((room, Service::start(plan, tell.clone())));
@@ -151,6 +151,16 @@ impl Peer {
 
     pub async fn resume(&self) {
         futures::future::join_all(self.services().map(Service::resume)).await;
+    }
+}
+
+/// Each thread of a service would have a heap of its own, and what is freed there stays there; two are enough for so few
+/// busy threads. Who sets it knows better.
+fn memory_settings() -> Vec<(String, String)> {
+    const HEAPS: &str = "MALLOC_ARENA_MAX";
+    match std::env::var_os(HEAPS) {
+        Some(_) => Vec::new(),
+        None => vec![(HEAPS.to_owned(), "2".to_owned())],
     }
 }
 

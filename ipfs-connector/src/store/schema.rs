@@ -18,8 +18,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages in the WAL before it is folded into the file: rows that change several times within it are written once.
 const CHECKPOINT_PAGES: &str = "8000";
 /// Negative: KiB of page cache, for the writer.
-const WRITER_CACHE: &str = "-32768";
-const READER_CACHE: &str = "-4096";
+const WRITER_CACHE: &str = "-8192";
+const READER_CACHE: &str = "-1024";
 /// Readers share the kernel's page cache.
 const MMAP_BYTES: &str = "1073741824";
 /// Rows that run ahead of a reader.

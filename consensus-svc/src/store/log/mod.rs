@@ -25,7 +25,7 @@ use cache::{Cache, Cached};
 use writer::{Op, Writer};
 
 /// Entries in memory, by the estimate of [`Cached::size_bytes`].
-pub const MAX_CACHE_BYTES: usize = 16 << 20;
+pub const MAX_CACHE_BYTES: usize = 4 << 20;
 /// Writes that wait for the disk. A full queue holds up the consensus library, which holds up its clients.
 const QUEUE: usize = 1024;
 /// Groups that one query for old entries reads: at most 16 MiB.

@@ -130,7 +130,10 @@ async fn appends_are_committed_in_groups() {
     for written in waiting {
         written.await.unwrap().unwrap();
     }
-    let row = sqlx::query("SELECT count(*) FROM groups").fetch_one(&mut *log.0.readers.acquire().await.unwrap()).await.unwrap();
+    let row = sqlx::query("SELECT count(*) FROM groups")
+        .fetch_one(&mut *log.0.readers.acquire().await.unwrap())
+        .await
+        .unwrap();
     let groups: i64 = row.get(0);
     assert!(groups < 250, "{groups} rows for 500 appends");
     assert_eq!(ids(&log, 0, 1000).await.len(), 500);

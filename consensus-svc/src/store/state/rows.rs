@@ -372,8 +372,10 @@ impl Rows {
             log_id: membership.log_id.map(LogId::to_proto),
             membership: Some(membership.membership.as_ref().clone()),
         };
-        self.write("UPDATE status SET membership = ? WHERE id = 1", 1, |arguments| arguments.add(stored.encode_to_vec()))
-            .await
+        self.write("UPDATE status SET membership = ? WHERE id = 1", 1, |arguments| {
+            arguments.add(stored.encode_to_vec())
+        })
+        .await
     }
 
     pub async fn commit(&mut self) -> Result<()> {

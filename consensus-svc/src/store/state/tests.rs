@@ -130,7 +130,10 @@ async fn state_follows_the_log() {
         }
         assert_eq!(list_all(&state, &[types::PinType::Meta as i32]).await, vec![]);
         assert_eq!(list_all(&state, &[types::PinType::Data as i32]).await.len(), 199);
-        let row = sqlx::query("SELECT count(*) FROM allocations").fetch_one(&mut *state.generation().readers.acquire().await.unwrap()).await.unwrap();
+        let row = sqlx::query("SELECT count(*) FROM allocations")
+            .fetch_one(&mut *state.generation().readers.acquire().await.unwrap())
+            .await
+            .unwrap();
         assert_eq!(row.get::<i64, _>(0), 2 * 198 + 1, "no row of a pin that is gone");
     }
 }
@@ -184,7 +187,8 @@ async fn leaving_and_expiring_pins_are_found() {
         "SELECT v FROM pins WHERE cid > x'00' ORDER BY cid LIMIT 7",
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-        let rows = sqlx::query(explain).fetch_all(&mut *state.generation().readers.acquire().await.unwrap()).await.unwrap();
+        let rows =
+            sqlx::query(explain).fetch_all(&mut *state.generation().readers.acquire().await.unwrap()).await.unwrap();
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
         assert!(plan.iter().any(|step| step.starts_with("SEARCH")), "{sql}: {plan:?}");
         assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{sql}: {plan:?}");

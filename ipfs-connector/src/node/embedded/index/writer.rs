@@ -224,7 +224,8 @@ async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut
         piece.into_iter().try_for_each(|(_, _, answer)| later(pending, answer, Ok(())))?;
     }
     for piece in pieces(done) {
-        let mut update = QueryBuilder::<Sqlite>::new("UPDATE pins SET mode = max(mode, v.column2), pinning = 0, touched_at = ");
+        let mut update =
+            QueryBuilder::<Sqlite>::new("UPDATE pins SET mode = max(mode, v.column2), pinning = 0, touched_at = ");
         update.push_bind(now).push(" FROM (");
         update.push_values(&piece, |mut values, (cid, mode, _)| {
             values.push_bind(cid.to_bytes()).push_bind(number_of(*mode));
@@ -269,7 +270,11 @@ fn pieces<T>(mut list: Vec<T>) -> impl Iterator<Item = Vec<T>> {
     })
 }
 
-async fn execute(mut query: QueryBuilder<Sqlite>, connection: &mut SqliteConnection, doing: &'static str) -> Result<()> {
+async fn execute(
+    mut query: QueryBuilder<Sqlite>,
+    connection: &mut SqliteConnection,
+    doing: &'static str,
+) -> Result<()> {
     query.build().persistent(false).execute(connection).await.map(drop).map_err(failed(doing))
 }
 
