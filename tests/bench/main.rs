@@ -2,6 +2,7 @@
 //! Everything of one run is measured on the same disk in the same minutes, beside what that disk can do at all.
 
 mod disk;
+mod etcd;
 mod load;
 mod machine;
 mod ours;
@@ -51,13 +52,14 @@ impl Arguments {
     }
 }
 
-/// What a run consists of. The parts after `Spread` are of three peers.
+/// What a run consists of. The parts from `Spread` on are of three peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     Rest,
     Grpc,
     Batches,
     Spread,
+    Etcd,
     Lists,
     Add,
     Gap,

@@ -18,7 +18,7 @@ use crate::load::{Http, closed_loop};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
-use crate::{Arguments, Part};
+use crate::{Arguments, Part, etcd};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -66,7 +66,7 @@ async fn one_size(
     }
     let counter = Arc::new(AtomicU64::new(1 << 50));
     if arguments.wants(Part::Grpc) {
-        grpc(report, &authority, peers, arguments, &counter).await?;
+        grpc(report, &authority, peers, &arguments.clients, arguments.seconds, &counter).await?;
     }
     if arguments.wants(Part::Batches) {
         batches(report, &authority, peers, arguments.seconds, &counter).await?;
@@ -79,6 +79,13 @@ async fn one_size(
     }
     if arguments.wants(Part::Spread) {
         spread_over_gateways(report, cluster, arguments.seconds).await;
+    }
+    if arguments.wants(Part::Etcd) {
+        grpc(report, &authority, peers, &etcd::CLIENTS, arguments.seconds, &counter).await?;
+        let rate = |clients: usize| report.get(&format!("grpc.pins.{peers}.{clients}")).map(|rate| (clients, rate));
+        let ours: Vec<(usize, f64)> = etcd::CLIENTS.into_iter().filter_map(rate).collect();
+        let folder = tempfile::Builder::new().prefix("pinfold-bench-etcd-").tempdir()?;
+        etcd::beside(report, folder.path(), arguments.seconds, &ours).await?;
     }
     if arguments.wants(Part::Lists) {
         full(report, cluster, &authority, arguments).await?;
@@ -141,14 +148,15 @@ async fn grpc(
     report: &mut Report,
     authority: &str,
     peers: u16,
-    arguments: &Arguments,
+    clients: &[usize],
+    seconds: u64,
     counter: &Arc<AtomicU64>,
 ) -> Result<(), Failed> {
     report.section(&format!("gRPC Pins.Pin, {peers} peers"));
-    for &clients in &arguments.clients {
+    for &clients in clients {
         let stubs: Result<Vec<_>, _> = (0..clients.min(8)).map(|_| pins_client(authority)).collect();
         let stubs = Arc::new(stubs?);
-        let outcome = closed_loop(clients, Duration::from_secs(arguments.seconds), counter, move |client, number| {
+        let outcome = closed_loop(clients, Duration::from_secs(seconds), counter, move |client, number| {
             let mut stub = stubs[client % stubs.len()].clone();
             async move {
                 let item = api::PinItem { request: Some(request(number)), request_key: Vec::new() };

@@ -1,0 +1,149 @@
+//! A yardstick: etcd, where it is on the PATH, with three members on the same disk in the same run. Its puts and our
+//! single pins are answered after a majority's fsync, and both come over gRPC at the leader.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use tokio::process::{Child, Command};
+use tonic::Request;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
+
+use crate::load::closed_loop;
+use crate::report::Report;
+use crate::rest::Failed;
+
+/// Numbers of clients at which both are measured.
+pub const CLIENTS: [usize; 3] = [1, 64, 1024];
+const MEMBERS: usize = 3;
+/// About what a pin takes.
+const VALUE_BYTES: usize = 300;
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// etcdserverpb.PutRequest
+#[derive(Clone, PartialEq, prost::Message)]
+struct Put {
+    #[prost(bytes, tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes, tag = "2")]
+    value: Vec<u8>,
+}
+
+/// An answer or a question of which nothing is read.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nothing {}
+
+/// etcdserverpb.StatusResponse
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusReply {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Header {
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
+}
+
+async fn ask<Q, A>(channel: Channel, path: &'static str, question: Q) -> Result<A, tonic::Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let answer = client.unary(Request::new(question), PathAndQuery::from_static(path), ProstCodec::default()).await?;
+    Ok(answer.into_inner())
+}
+
+/// Puts per second beside `ours`, single pins per second by number of clients.
+pub async fn beside(report: &mut Report, folder: &Path, seconds: u64, ours: &[(usize, f64)]) -> Result<(), Failed> {
+    report.section("etcd beside it: puts of 300 bytes, three members, gRPC at the leader");
+    let Some(members) = start(folder)? else {
+        println!("  etcd is not on the PATH: not measured");
+        return Ok(());
+    };
+    let leader = leader(&members).await?;
+    for (clients, pins) in ours {
+        let channels: Result<Vec<Channel>, _> = (0..(*clients).min(8)).map(|_| channel(&leader)).collect();
+        let channels = Arc::new(channels?);
+        let counter = Arc::new(AtomicU64::new(0));
+        let outcome = closed_loop(*clients, Duration::from_secs(seconds), &counter, move |client, number| {
+            let channel = channels[client % channels.len()].clone();
+            async move {
+                let put = Put { key: format!("key-{number}").into_bytes(), value: vec![7; VALUE_BYTES] };
+                ask::<_, Nothing>(channel, "/etcdserverpb.KV/Put", put).await.is_ok()
+            }
+        })
+        .await;
+        report.figure(&format!("etcd.puts.{clients}"), &format!("{clients} clients"), outcome.rate(), "puts/s");
+        println!("    p50 {:.1} ms, p99 {:.1} ms", outcome.quantile_ms(0.5), outcome.quantile_ms(0.99));
+        report.figure(&format!("ratio.etcd.{clients}"), "our pins over its puts", pins / outcome.rate(), "x");
+    }
+    for (mut process, _) in members {
+        process.kill().await?;
+    }
+    Ok(())
+}
+
+/// The members with their client addresses; `None` without etcd.
+fn start(folder: &Path) -> Result<Option<Vec<(Child, String)>>, Failed> {
+    let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+    let addresses: Vec<(String, String)> =
+        (0..MEMBERS).map(|_| Ok((free()?, free()?))).collect::<Result<_, std::io::Error>>()?;
+    let cluster: Vec<String> =
+        addresses.iter().enumerate().map(|(index, (peer, _))| format!("m{index}=http://{peer}")).collect();
+    let mut members = Vec::new();
+    for (index, (peer, client)) in addresses.into_iter().enumerate() {
+        let (peer, client_url) = (format!("http://{peer}"), format!("http://{client}"));
+        let process = Command::new("etcd")
+            .args(["--name", &format!("m{index}"), "--data-dir"])
+            .arg(folder.join(format!("etcd{index}")))
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
+            .args(["--initial-cluster", &cluster.join(","), "--log-level", "error"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        match process {
+            Ok(process) => members.push((process, client)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Some(members))
+}
+
+fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{authority}"))?.tcp_nodelay(true).connect_lazy())
+}
+
+/// The client address of the member that leads.
+async fn leader(members: &[(Child, String)]) -> Result<String, Failed> {
+    let started = Instant::now();
+    while started.elapsed() < START_DEADLINE {
+        for (_, authority) in members {
+            let reply: Result<StatusReply, _> =
+                ask(channel(authority)?, "/etcdserverpb.Maintenance/Status", Nothing {}).await;
+            if let Ok(StatusReply { header: Some(header), leader }) = reply
+                && leader != 0
+                && header.member_id == leader
+            {
+                return Ok(authority.clone());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err("etcd has no leader in time".into())
+}
