@@ -11,6 +11,7 @@ use pinfold_proto::consensus::follow_reply::Message;
 use pinfold_proto::consensus::status_reply::Role;
 use pinfold_proto::consensus::*;
 use pinfold_proto::types;
+use prost::Message as _;
 use tonic::Streaming;
 
 async fn pin(peer: &Peer, request: types::PinRequest) -> Result<PinReply, Error> {
@@ -22,7 +23,7 @@ async fn list(peer: &Peer, call: ListCall) -> Vec<types::Pin> {
     let mut stream = peer.pins().list(call).await.unwrap().into_inner();
     let mut pins = Vec::new();
     while let Some(reply) = stream.message().await.unwrap() {
-        pins.extend(reply.pins);
+        pins.extend(reply.pins.into_iter().map(|pin| types::Pin::decode(pin).unwrap()));
     }
     pins
 }
