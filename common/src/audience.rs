@@ -1,6 +1,7 @@
 //! The one place where a caller is let in or not (protocols.md 1): the service's audience is looked up in the table
 //! that the build read from the `.proto` files, the caller's peer ID is that of its certificate's key, and whether it
-//! is a member is asked of `Members`. Handlers find the caller as a `Caller` in the request's extensions.
+//! is a member is asked of `Members`. Handlers find the caller as a `Caller` in the request's extensions. Before that,
+//! the two sides must speak the same wire version (protocols.md 10), whoever they are: also the services of one peer.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,6 +10,8 @@ use futures::future::{Either, Ready, ready};
 use pinfold_proto::{AUDIENCES, Audience};
 use tower::{Layer, Service};
 
+use crate::channel::AGENT_PREFIX;
+use crate::tls::Tls;
 use crate::{Code, Error, PeerId};
 
 /// The peer a request came from: `request.extensions().get::<Caller>()`.
@@ -42,12 +45,33 @@ pub(crate) struct ConnectedPeer(pub(crate) PeerId);
 #[derive(Clone)]
 pub struct AudienceLayer {
     own: PeerId,
+    wire_version: Arc<str>,
     members: Arc<dyn Members>,
 }
 
 impl AudienceLayer {
-    pub fn new(own: PeerId, members: Arc<dyn Members>) -> AudienceLayer {
-        AudienceLayer { own, members }
+    pub fn new(tls: &Tls, members: Arc<dyn Members>) -> AudienceLayer {
+        AudienceLayer { own: tls.own(), wire_version: tls.wire_version().into(), members }
+    }
+
+    /// Whether the caller speaks what this process speaks. Both versions are named: a person must see which is old.
+    fn check_version(&self, headers: &http::HeaderMap, peer: &PeerId) -> Result<(), Error> {
+        let agent = headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let version = agent.strip_prefix(AGENT_PREFIX).and_then(|rest| rest.split(' ').next());
+        if version == Some(&*self.wire_version) {
+            return Ok(());
+        }
+        let theirs = version.map_or_else(
+            || "no wire version".to_owned(),
+            |version| format!("wire version {}", crate::ids::shorten(version)),
+        );
+        Err(Error::new(
+            Code::Incompatible,
+            format!(
+                "peer {peer} speaks {theirs}, and peer {} speaks wire version {}: run the same release on both",
+                self.own, self.wire_version
+            ),
+        ))
     }
 
     /// Whether that peer may call that path (`/package.Service/Method`).
@@ -116,7 +140,10 @@ where
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
         let checked = match request.extensions().get::<ConnectedPeer>() {
-            Some(ConnectedPeer(peer)) => self.layer.check(request.uri().path(), peer).map(|()| *peer),
+            Some(ConnectedPeer(peer)) => {
+                let same = self.layer.check_version(request.headers(), peer);
+                same.and_then(|()| self.layer.check(request.uri().path(), peer)).map(|()| *peer)
+            }
             None => Err(unauthenticated()),
         };
         match checked {
@@ -151,7 +178,7 @@ mod tests {
     fn who_may_call_what() {
         let [own, member, removed, unknown] = std::array::from_fn(|_| Identity::generate().peer_id);
         let members = Fixed(vec![(member, Standing::Member), (removed, Standing::Removed), (own, Standing::Removed)]);
-        let layer = AudienceLayer::new(own, Arc::new(members));
+        let layer = AudienceLayer { own, wire_version: pinfold_proto::WIRE_VERSION.into(), members: Arc::new(members) };
         let code = |service: &str, peer: &PeerId| layer.check(&format!("/{service}/Any"), peer).err().map(|e| e.code);
         for (service, expected) in [
             (

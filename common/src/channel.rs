@@ -32,15 +32,22 @@ pub const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// What may be on the way on one stream and on one connection: a megabyte is full speed at 100 Mbit/s and 80 ms.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// How a request says its sender's wire version, in the header `user-agent`; `audience` compares it.
+pub(crate) const AGENT_PREFIX: &str = "pinfold/";
 /// Channels kept. When addresses changed so often that there are more, all are forgotten and made again when needed.
 const MAX_CHANNELS: usize = 4096;
 
 type Key = (Room, PeerId, String);
 
+/// Where else the consensus service of a peer may listen (host:port), as an operator wrote it down. Who answers there
+/// must show that peer's key like anywhere.
+pub type Hints = Arc<HashMap<PeerId, Vec<String>>>;
+
 /// All channels of a process. Clones share them.
 #[derive(Clone)]
 pub struct Channels {
     tls: Arc<Tls>,
+    hints: Hints,
     kept: Arc<Mutex<HashMap<Key, Channel>>>,
 }
 
@@ -52,7 +59,12 @@ impl fmt::Debug for Channels {
 
 impl Channels {
     pub fn new(tls: Arc<Tls>) -> Channels {
-        Channels { tls, kept: Arc::default() }
+        Channels::with_hints(tls, Hints::default())
+    }
+
+    /// Channels that look for a peer's consensus service elsewhere when it is not where it should be (seed:C16).
+    pub fn with_hints(tls: Arc<Tls>, hints: Hints) -> Channels {
+        Channels { tls, hints, kept: Arc::default() }
     }
 
     /// The peer this process belongs to.
@@ -77,10 +89,15 @@ impl Channels {
     }
 
     fn make(&self, room: Room, peer: &PeerId, host_port: &str) -> Channel {
-        let target = Arc::new(Target { room, peer: *peer, host_port: host_port.to_owned() });
+        let hints = self.hints.get(peer).filter(|_| room == Room::Consensus).cloned().unwrap_or_default();
+        let target = Arc::new(Target { room, peer: *peer, host_port: host_port.to_owned(), hints });
         let tls = self.tls.clone();
         // The connector knows where to go; the URI only fills HTTP/2's :authority.
-        Endpoint::from(Uri::from_static("http://pinfold.internal"))
+        let endpoint = Endpoint::from(Uri::from_static("http://pinfold.internal"));
+        let agent = format!("{AGENT_PREFIX}{}", self.tls.wire_version());
+        // A version that is no header is no version: it is left out, and refused by the other side.
+        let endpoint = endpoint.clone().user_agent(agent).unwrap_or(endpoint);
+        endpoint
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -98,6 +115,8 @@ struct Target {
     room: Room,
     peer: PeerId,
     host_port: String,
+    /// Tried in turn when nobody is there.
+    hints: Vec<String>,
 }
 
 /// Why there is no connection: nothing was sent, so nothing happened at the other side.
@@ -107,18 +126,26 @@ struct NotConnected(Error);
 
 impl Target {
     async fn connect(&self, tls: &Tls) -> Result<TlsStream<TcpStream>, NotConnected> {
-        let name = server_name(self.room, &self.peer).map_err(NotConnected)?;
-        match tokio::time::timeout(CONNECT_DEADLINE, self.connect_and_verify(tls, name)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(NotConnected(self.explain(&error))),
-            Err(_) => Err(NotConnected(self.unavailable(format!("no connection within {CONNECT_DEADLINE:?}")))),
+        let failed = match self.connect_at(&self.host_port, tls).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        for hint in self.hints.iter().filter(|hint| **hint != self.host_port) {
+            if let Ok(stream) = self.connect_at(hint, tls).await {
+                return Ok(stream);
+            }
         }
+        // Of the address that should be right.
+        Err(NotConnected(failed))
     }
 
-    async fn connect_and_verify(&self, tls: &Tls, name: ServerName<'static>) -> io::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(&self.host_port).await?;
-        tcp.set_nodelay(true)?;
-        TlsConnector::from(tls.client()).connect(name, tcp).await
+    async fn connect_at(&self, host_port: &str, tls: &Tls) -> Result<TlsStream<TcpStream>> {
+        let name = server_name(self.room, &self.peer)?;
+        match tokio::time::timeout(CONNECT_DEADLINE, connect_and_verify(host_port, tls, name)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(self.explain(&error)),
+            Err(_) => Err(self.unavailable(format!("no connection within {CONNECT_DEADLINE:?}"))),
+        }
     }
 
     fn unavailable(&self, why: impl fmt::Display) -> Error {
@@ -148,6 +175,12 @@ impl Target {
             None => self.unavailable(error),
         }
     }
+}
+
+async fn connect_and_verify(host_port: &str, tls: &Tls, name: ServerName<'static>) -> io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(host_port).await?;
+    tcp.set_nodelay(true)?;
+    TlsConnector::from(tls.client()).connect(name, tcp).await
 }
 
 /// Awaits one request. No answer by the deadline: the request may or may not have taken effect. A failure carries

@@ -82,7 +82,7 @@ pub async fn serve(
 
     let serving = tonic::transport::Server::builder()
         .layer(TraceLayer)
-        .layer(AudienceLayer::new(tls.own(), members))
+        .layer(AudienceLayer::new(&tls, members))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pinfold_proto::WIRE_VERSION;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
@@ -107,6 +108,7 @@ impl ClusterSecret {
 pub struct Tls {
     own: PeerId,
     room: Room,
+    wire_version: String,
     ca: CertificateDer<'static>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
@@ -120,6 +122,11 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     pub fn new(secret: &ClusterSecret, identity: &Identity, room: Room) -> Result<Arc<Tls>> {
+        Tls::speaking(WIRE_VERSION, secret, identity, room)
+    }
+
+    /// As a process of another version would be; for tests of what becomes of it (protocols.md 10).
+    pub fn speaking(wire_version: &str, secret: &ClusterSecret, identity: &Identity, room: Room) -> Result<Arc<Tls>> {
         let authority = Authority::derive(secret)?;
         let ca = authority.certificate()?;
         let leaf = authority.issue(identity, room)?;
@@ -130,6 +137,7 @@ impl Tls {
         Ok(Arc::new(Tls {
             own: identity.peer_id,
             room,
+            wire_version: wire_version.to_owned(),
             ca,
             server: server_config(roots.clone(), leaf.clone(), key.clone_key())?,
             client: client_config(roots, leaf, key)?,
@@ -143,6 +151,11 @@ impl Tls {
 
     pub fn room(&self) -> Room {
         self.room
+    }
+
+    /// What this process speaks to others.
+    pub fn wire_version(&self) -> &str {
+        &self.wire_version
     }
 
     /// The certificate of the cluster's authority, the same at every peer that has the secret.
