@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use pinfold_proto::{api, types};
 use serde::{Deserialize, Serialize};
 
+use crate::departure::DepartureJson;
 use crate::ids::{self, Cid, PeerId};
 use crate::pin::{Pin, PinMode, PinOptions, PinType};
 use crate::status::{TrackerStatus, reason_name};
@@ -339,6 +340,9 @@ pub struct IdJson {
     pub error: String,
     pub ipfs: IpfsIdJson,
     pub peername: String,
+    /// Absent when the peer is not draining.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub departure: Option<DepartureJson>,
 }
 
 impl TryFrom<&api::PeerId> for IdJson {
@@ -363,6 +367,7 @@ impl TryFrom<&api::PeerId> for IdJson {
                 error: ipfs.error,
             },
             peername: peer.peername.clone(),
+            departure: peer.departure.as_ref().map(DepartureJson::new),
         })
     }
 }

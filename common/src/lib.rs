@@ -6,6 +6,7 @@ pub mod address;
 pub mod audience;
 pub mod channel;
 pub mod config;
+pub mod departure;
 pub mod error;
 pub mod files;
 pub mod identity;

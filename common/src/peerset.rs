@@ -151,6 +151,7 @@ impl From<PeerInfo> for types::Peer {
             joined_index: info.joined_index,
             // Only consensus-svc, which has the rows themselves, must know that an absent peer will go on draining.
             draining: info.state == PeerState::Draining,
+            removing: false,
         }
     }
 }
@@ -214,7 +215,8 @@ pub struct PeersHandle(Arc<watch::Sender<Arc<View>>>);
 
 impl PeersHandle {
     /// Starts with the peerset in `file`, when there is one, not ready; then follows `Peers.Watch` of the own
-    /// consensus-svc until `shutdown`, and keeps `file` at what it said last.
+    /// consensus-svc until `shutdown`, and keeps `file` at what it said last. When that says that this peer was removed,
+    /// the service has nothing to do any more: `shutdown` is triggered (beh:B4.5).
     pub fn follow(
         channels: Channels,
         own: PeerId,
@@ -232,7 +234,8 @@ impl PeersHandle {
         };
         let view = View { peerset, leader: None, ready: false, not_ready_reason: NOT_ANSWERED.to_owned() };
         let handle = PeersHandle::fixed(view);
-        let follower = Follower { channels, own, own_consensus, file, view: handle.0.clone() };
+        let stop = shutdown.clone();
+        let follower = Follower { channels, own, own_consensus, file, view: handle.0.clone(), stop };
         tokio::spawn(async move { shutdown.race(follower.run()).await });
         handle
     }
@@ -269,6 +272,8 @@ struct Follower {
     own_consensus: String,
     file: PathBuf,
     view: Arc<watch::Sender<Arc<View>>>,
+    /// Of the whole service.
+    stop: Shutdown,
 }
 
 impl Follower {
@@ -315,7 +320,12 @@ impl Follower {
         if changed && let Err(error) = store(&self.file, view.peerset.clone()).await {
             tracing::error!(%error, "keep the peerset");
         }
+        let is_removed = view.peerset.standing(&self.own) == Standing::Removed;
         self.publish(view);
+        if is_removed {
+            tracing::warn!(peer = %self.own, "this peer was removed from its cluster: this service stops");
+            self.stop.trigger();
+        }
     }
 
     fn not_ready(&self, error: &Error) {

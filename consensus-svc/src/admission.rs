@@ -15,11 +15,12 @@ use pinfold_proto::consensus::membership_client::MembershipClient;
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::{storage, types};
 use rand::RngCore as _;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, KnownPeer};
 use crate::core::{Core, Leader};
 use crate::error::{Error, Result};
+use crate::grpc::Invitation;
 use crate::membership::join_call;
 use crate::pinset::JOINER_BIT;
 use crate::raft::NodeAndPeer;
@@ -39,6 +40,8 @@ const FOUND_PAUSE: Duration = Duration::from_millis(200);
 pub enum Plan {
     /// Goes on with what it has.
     Restart(Member),
+    /// Goes on as that member, without the data that is there.
+    SetAside(Member),
     /// Founds a cluster of one, or its part of the `init_peerset`.
     Found(Member),
     /// Asks these to let it in.
@@ -51,6 +54,10 @@ pub fn plan(config: &Config, found: Found, stores: &Stores) -> Result<Plan> {
     match found {
         Found::Member(member) => {
             if !facts.cluster_id.is_empty() && facts.cluster_id != member.cluster_id {
+                if facts.peers.rows.len() == 1 && stores.state.pin_count() == 0 {
+                    // It had joined another cluster, and was ended before its own, which had nothing, was moved aside.
+                    return Ok(Plan::SetAside(member));
+                }
                 return Err(Error::Refused(format!(
                     "member.json names cluster {} and the data in {} is that of cluster {}",
                     hex(&member.cluster_id),
@@ -61,7 +68,7 @@ pub fn plan(config: &Config, found: Found, stores: &Stores) -> Result<Plan> {
             if !config.bootstrap.is_empty() {
                 tracing::info!(
                     cluster = hex(&member.cluster_id),
-                    "this peer is a member already: --bootstrap has nothing to do, and its data stays"
+                    "this peer is a member already: --bootstrap is for a peer that has nothing, and its data stays"
                 );
             }
             Ok(Plan::Restart(member))
@@ -177,12 +184,13 @@ fn rows(core: &Core) -> Vec<types::Peer> {
 }
 
 /// Asks one address after the other, round after round, until one lets this peer in; `None` on `shutdown`. `reason` is
-/// what it says about itself meanwhile.
+/// what it says about itself meanwhile. Who invites it is asked at once.
 pub async fn join(
     config: &Config,
     channels: &Channels,
     targets: &[KnownPeer],
     reason: &watch::Sender<String>,
+    invitations: &mut mpsc::Receiver<Invitation>,
     shutdown: &Shutdown,
 ) -> Result<Option<Member>> {
     let mut pause = JOIN_PAUSES.start;
@@ -200,11 +208,75 @@ pub async fn join(
                 }
             }
         }
-        if shutdown.race(tokio::time::sleep(pause)).await.is_none() {
-            return Ok(None);
-        }
+        let invited = tokio::select! {
+            () = shutdown.triggered() => return Ok(None),
+            () = tokio::time::sleep(pause) => None,
+            invitation = invitations.recv() => invitation,
+        };
         pause = (pause * 2).min(JOIN_PAUSES.end);
+        let Some((inviter, answer)) = invited else { continue };
+        match join_at(config, channels, &inviter).await {
+            Ok(member) => {
+                // Who asked may be gone; the peer has joined all the same.
+                let _ = answer.send(member.node_id);
+                return Ok(Some(member));
+            }
+            Err(error) => {
+                tracing::warn!(peer = %inviter.peer_id, %error, "join the cluster that invites");
+                reason.send_replace(format!("joining by {}: {error}", inviter.host_port));
+            }
+        }
     }
+}
+
+/// Whether this peer's cluster is itself alone and has nothing: what a start without `--bootstrap` founds. It can be
+/// given up for another cluster; anything else is somebody's data (beh:B3.8).
+fn has_nothing(core: &Core) -> bool {
+    let facts = core.state.facts();
+    facts.peers.rows.len() == 1 && facts.peers.node(core.node_id).is_some() && core.state.pin_count() == 0
+}
+
+/// Joins another cluster in place of this peer's own, which has nothing. The own data is moved aside when the other side
+/// has taken this peer, and not before. Answers with the node that it became.
+pub async fn join_elsewhere(core: &Core, target: &KnownPeer) -> pinfold_common::Result<u64> {
+    let check = || match has_nothing(core) {
+        true => Ok(()),
+        false => Err(pinfold_common::Error::rejected(format!(
+            "peer {} is a member of cluster {} with {} peers and {} pins: to join another one, remove it there, clean its \
+             state (consensus-svc state clean) and start it with --bootstrap",
+            core.own,
+            hex(&core.state.facts().cluster_id),
+            core.state.facts().peers.members().count(),
+            core.state.pin_count()
+        ))),
+    };
+    check()?;
+    let member = join_at(&core.config, &core.channels, target).await?;
+    check()?;
+    let node_id = member.node_id;
+    core.elsewhere.send_replace(Some(member));
+    Ok(node_id)
+}
+
+/// A founder that has nothing and is started again with `--bootstrap` goes on as it is, and joins as soon as it can; so
+/// peers that name each other do not wait for each other. Ends when it has something, or has joined.
+pub async fn join_when_possible(core: Arc<Core>, shutdown: Shutdown) {
+    let mut pause = JOIN_PAUSES.start;
+    let work = async {
+        while !core.config.bootstrap.is_empty() && has_nothing(&core) {
+            for target in &core.config.bootstrap {
+                match join_elsewhere(&core, target).await {
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::warn!(peer = %target.peer_id, address = %target.host_port, %error, "join a cluster");
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(JOIN_PAUSES.end);
+        }
+    };
+    shutdown.race(work).await;
 }
 
 async fn join_at(config: &Config, channels: &Channels, target: &KnownPeer) -> pinfold_common::Result<Member> {
@@ -217,10 +289,11 @@ async fn join_at(config: &Config, channels: &Channels, target: &KnownPeer) -> pi
 }
 
 /// Writes down that this peer is not a member any more; the next start refuses.
-pub fn mark_removed(config: &Config, member: &Member, reason: &str) -> Result<()> {
+pub fn mark_removed(config: &Config, member: &Member, reason: &str) -> Result<RemovedMarker> {
     let marker =
         RemovedMarker { cluster_id: member.cluster_id.clone(), node_id: member.node_id, reason: reason.to_owned() };
-    Ok(marker.save(&config.folder)?)
+    marker.save(&config.folder)?;
+    Ok(marker)
 }
 
 #[cfg(test)]

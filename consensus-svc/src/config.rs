@@ -1,10 +1,13 @@
 //! This room's sections of `service.json`: `consensus.raft`, `services.consensus`, and what the coordinator needs of
 //! `cluster`. A plain, checked struct; every message names the key.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_common::address::{host_port, multiaddr_of, parse_multiaddr, peer_of};
+use pinfold_common::channel::Hints;
 use pinfold_common::config::File;
 use pinfold_common::identity::Identity;
 use pinfold_common::ids::parse_peer_id;
@@ -19,6 +22,7 @@ use crate::raft::RaftConfig;
 /// Timers below this are below what the scheduler can keep (config.md 4).
 const SHORTEST_TIMER: Duration = Duration::from_millis(5);
 const MAX_APPEND_ENTRIES: std::ops::RangeInclusive<u64> = 1..=4096;
+/// An even number bears no more failures than the odd one below it.
 const MAX_VOTERS: std::ops::RangeInclusive<u64> = 1..=15;
 
 /// Where a peer's consensus service is, as somebody told us.
@@ -40,6 +44,8 @@ pub struct Config {
     pub secret: ClusterSecret,
     /// What this peer says about itself when it joins.
     pub name: String,
+    /// That of this build; another one in tests only (protocols.md 10).
+    pub wire_version: String,
     pub addresses: types::ServiceAddresses,
     pub multiaddresses: Vec<String>,
     pub own_monitor: String,
@@ -53,6 +59,10 @@ pub struct Config {
     pub commit_retries: u64,
     pub commit_retry_delay: Duration,
     pub factors: Factors,
+    /// A clean stop leaves the cluster first, for at most so long (seed:F20).
+    pub leave_on_shutdown: Option<Duration>,
+    /// Nothing is moved from one peer to another, whatever becomes of them (seed:C3).
+    pub disable_repinning: bool,
     /// Refuses all writes (beh:B8.1).
     pub follower_mode: bool,
     pub raft: RaftConfig,
@@ -94,6 +104,7 @@ impl Config {
             backups_rotate: at_least_one(file, "consensus.raft.backups_rotate")?,
             secret: file.secret()?,
             name: peername(file)?,
+            wire_version: WIRE_VERSION.to_owned(),
             own_monitor: addresses.monitor.clone(),
             addresses,
             multiaddresses: vec![format!("{announced}/p2p/{own}")],
@@ -104,12 +115,26 @@ impl Config {
             commit_retries: file.uint("consensus.raft.commit_retries")?,
             commit_retry_delay: file.positive_duration("consensus.raft.commit_retry_delay")?,
             factors: default_factors(file)?,
+            leave_on_shutdown: match file.bool("cluster.leave_on_shutdown")? {
+                true => Some(file.positive_duration("cluster.leave_timeout")?),
+                false => None,
+            },
+            disable_repinning: file.bool("cluster.disable_repinning")?,
             follower_mode: file.bool("cluster.follower_mode")?,
             raft: raft_config(file)?,
-            max_voters: within(file, "consensus.raft.max_voters", MAX_VOTERS)? as usize,
+            max_voters: max_voters(file)?,
             folder,
             identity,
         })
+    }
+
+    /// Where others may be, for links that do not find them where they should be.
+    pub fn hints(&self) -> Hints {
+        let mut hints: HashMap<PeerId, Vec<String>> = HashMap::new();
+        for known in &self.known_peers {
+            hints.entry(known.peer_id).or_default().push(known.host_port.clone());
+        }
+        Arc::new(hints)
     }
 
     /// What this peer says about itself, as its row will have it.
@@ -120,7 +145,7 @@ impl Config {
             addresses: Some(self.addresses.clone()),
             multiaddresses: self.multiaddresses.clone(),
             version: VERSION.to_owned(),
-            wire_version: WIRE_VERSION.to_owned(),
+            wire_version: self.wire_version.clone(),
             ..types::Peer::default()
         }
     }
@@ -148,6 +173,17 @@ fn within(file: &File, key: &str, range: std::ops::RangeInclusive<u64>) -> Resul
         return Ok(number);
     }
     Err(Error::invalid(format!("{key}: {number} is not within {} to {}", range.start(), range.end())))
+}
+
+fn max_voters(file: &File) -> Result<usize> {
+    let key = "consensus.raft.max_voters";
+    match within(file, key, MAX_VOTERS)? {
+        even if even % 2 == 0 => Err(Error::invalid(format!(
+            "{key}: {even} is even, and bears no more failures than {}: give an odd number",
+            even - 1
+        ))),
+        odd => Ok(odd as usize),
+    }
 }
 
 /// 0 is the original's default, everywhere. The checks are those of a request, whose texts name these keys.
@@ -271,7 +307,7 @@ mod tests {
 
     /// Goal: absent timing keys mean 100 ms and 300 to 450 ms, present ones are honoured (protocols.md 11).
     #[test]
-    fn raft_timing() {
+    fn seed_c6_raft_timing() {
         let (raft, defaults) = (config(&file()).unwrap().raft, RaftConfig::default());
         assert_eq!(raft.heartbeat_interval, defaults.heartbeat_interval);
         assert_eq!(
@@ -293,6 +329,15 @@ mod tests {
         assert!(config(&upside_down).unwrap_err().message.contains("consensus.raft.election_timeout"));
         let tiny = file().with("consensus.raft.heartbeat_timeout", json!("1ms"));
         assert!(config(&tiny).unwrap_err().message.contains("consensus.raft.heartbeat_timeout"));
+    }
+
+    /// Goal: as many voters as bear a failure more each two, and no other number.
+    #[test]
+    fn seed_f4_voters_are_odd() {
+        assert_eq!(config(&file()).unwrap().max_voters, 7);
+        let even = config(&file().with("consensus.raft.max_voters", json!(4))).unwrap_err();
+        assert!(even.message.starts_with("consensus.raft.max_voters: 4 is even"), "{even}");
+        assert!(config(&file().with("consensus.raft.max_voters", json!(17))).is_err());
     }
 
     /// Goal: default factors of 0 mean everywhere, and wrong ones are refused by name.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call, explain};
 use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::member::Member;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
 use pinfold_common::{Error, PeerId, Result};
@@ -55,6 +56,10 @@ pub struct Position {
 
 impl Position {
     pub const NOWHERE: Position = Position { leader: Leader::Nobody, caught_up: false, is_settled: false };
+
+    pub fn is_ready(&self) -> bool {
+        self.leader != Leader::Nobody && self.caught_up && self.is_settled
+    }
 }
 
 pub struct Core {
@@ -72,6 +77,10 @@ pub struct Core {
     pub membership_changed: Notify,
     /// The last count of copies.
     pub replication: Replication,
+    /// The membership that this peer has in another cluster by now, in place of the one it serves.
+    pub elsewhere: watch::Sender<Option<Member>>,
+    /// Why the others do not take this peer as it is, where a person must act: another version, another secret.
+    pub trouble: watch::Sender<Option<String>>,
 }
 
 impl Core {
@@ -88,7 +97,7 @@ impl Core {
 
     /// Where that peer's consensus service is, by its row, or as Raft reaches it: a peer that has just joined has no rows
     /// yet, and a leader that was just removed has none any more.
-    fn consensus_channel(&self, peer: &PeerId) -> Result<Channel> {
+    pub fn consensus_channel(&self, peer: &PeerId) -> Result<Channel> {
         let facts = self.state.facts();
         let row = facts.peers.member(&peer.to_bytes());
         let by_row = row.and_then(|row| row.addresses.as_ref()).map(|addresses| addresses.consensus.clone());
@@ -175,7 +184,10 @@ impl Core {
     pub fn readiness(&self) -> Result<(), String> {
         let position = self.position.borrow();
         match (&position.leader, position.caught_up) {
-            (Leader::Nobody, _) => Err("no leader: waiting for a majority of the peers".to_owned()),
+            (Leader::Nobody, _) => Err(match self.trouble.borrow().as_ref() {
+                Some(trouble) => format!("no leader: {trouble}"),
+                None => "no leader: waiting for a majority of the peers".to_owned(),
+            }),
             (Leader::This { .. } | Leader::Other(_), false) => {
                 Err(format!("catching up with the leader: applied index {}", self.state.applied_index()))
             }
@@ -224,11 +236,13 @@ fn leadership(core: &Core, status: &RaftStatus, was_settled: bool) -> Leadership
     let is_settled = if status.voters.contains(&core.node_id) {
         was_settled || !status.is_joint
     } else {
-        status.learners.contains(&core.node_id) && status.voters.len() >= core.config.max_voters
+        // A voter's place that is free for a moment is filled by one of the learners.
+        status.learners.contains(&core.node_id) && (was_settled || status.voters.len() >= core.config.max_voters)
     };
     Leadership {
         is_leader: status.is_leader(),
-        is_ready_to_lead: status.is_ready_to_lead,
+        // Whoever leads without a majority decides nothing.
+        is_ready_to_lead: status.is_ready_to_lead && status.has_quorum,
         leader: status.leader.as_ref().map(|leader| leader.peer_id),
         term: status.term,
         is_settled,

@@ -6,6 +6,10 @@ use crate::store;
 
 /// A refused configuration or state: starting again changes nothing, a person must act.
 pub const EXIT_REFUSED: u8 = 78;
+/// This peer is not a member of its cluster any more: only `state clean` and `--bootstrap` make it one again.
+pub const EXIT_REMOVED: u8 = 77;
+/// It was to leave its cluster on a clean stop and could not: it has stopped as a member, with its data.
+pub const EXIT_NOT_LEFT: u8 = 79;
 pub const EXIT_FAILURE: u8 = 1;
 
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +17,12 @@ pub enum Error {
     /// The data on disk and what was asked for do not go together.
     #[error("{0}")]
     Refused(String),
+    /// This peer was taken out of its cluster.
+    #[error("{0}")]
+    Removed(String),
+    /// This peer could not leave its cluster, and stopped as a member.
+    #[error("{0}")]
+    NotLeft(String),
     /// The disk, or the SQLite files on it. Final: never go on with a guess about what reached the disk (fault:F4).
     #[error("{0}")]
     Store(#[from] store::Error),
@@ -27,6 +37,8 @@ impl Error {
         use pinfold_common::Code;
         ExitCode::from(match self {
             Error::Refused(_) => EXIT_REFUSED,
+            Error::Removed(_) => EXIT_REMOVED,
+            Error::NotLeft(_) => EXIT_NOT_LEFT,
             Error::Common(error) => match error.code {
                 Code::InvalidArgument | Code::Incompatible | Code::Removed => EXIT_REFUSED,
                 Code::NotFound

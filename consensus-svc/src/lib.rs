@@ -30,12 +30,12 @@ use std::time::Duration;
 
 use pinfold_common::audience::{Members, Standing};
 use pinfold_common::channel::Channels;
-use pinfold_common::member::Member;
+use pinfold_common::member::{Member, RemovedMarker};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::{Room, Tls};
 use pinfold_common::{PeerId, server, telemetry};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::admission::Plan;
@@ -59,71 +59,125 @@ const SERVER_END_DEADLINE: Duration = Duration::from_secs(7);
 /// Runs this room until `shutdown`, the removal of this peer, or an error. Returns with its files closed, but for
 /// errors of the disk, after which nothing is touched any more.
 pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<()> {
-    let folder = StateFolder::lock(&config.raft_folder)?;
-    let found = folder.examine(&config.folder)?;
-    let stores = Stores::open(folder.path()).await?;
-    let plan = match admission::plan(&config, found, &stores) {
-        Ok(plan) => plan,
-        Err(error) => {
-            stores.close().await;
-            return Err(error);
-        }
-    };
-    let tls = Tls::new(&config.secret, &config.identity, Room::Consensus)?;
-    let channels = Channels::new(tls.clone());
+    let (mut folder, mut stores, mut plan) = open(&config).await?;
+    let tls = Tls::speaking(&config.wire_version, &config.secret, &config.identity, Room::Consensus)?;
+    let channels = Channels::with_hints(tls.clone(), config.hints());
     let end = shutdown.child();
     if let Some(metrics) = listeners.metrics {
         tokio::spawn(telemetry::serve_metrics(metrics, end.clone()));
     }
-    let (grpc, member) = match plan {
-        Plan::Restart(member) => (listeners.grpc, member),
-        Plan::Found(member) => {
-            member.save(&config.folder)?;
-            (listeners.grpc, member)
-        }
-        Plan::Join(targets) => {
-            let joined = join(&config, &targets, listeners.grpc, tls.clone(), &channels, &end).await;
-            let Some((grpc, member)) = joined? else {
+    let port = Port::new(listeners.grpc)?;
+    loop {
+        let member = match plan {
+            Plan::Restart(member) => member,
+            Plan::Found(member) => {
+                member.save(&config.folder)?;
+                member
+            }
+            Plan::SetAside(member) => {
                 stores.close().await;
-                return Ok(());
-            };
-            member.save(&config.folder)?;
-            (grpc, member)
+                drop(folder);
+                state_folder::move_aside(&config.raft_folder, config.backups_rotate)?;
+                (folder, stores) = open_empty(&config).await?;
+                member
+            }
+            Plan::Join(targets) => {
+                let joined = join(&config, &targets, &port, tls.clone(), &channels, &end).await;
+                let Some(member) = joined? else {
+                    stores.close().await;
+                    return Ok(());
+                };
+                member.save(&config.folder)?;
+                member
+            }
+        };
+        let ended =
+            serve_member(&config, member.clone(), stores.clone(), port.listen()?, tls.clone(), &channels, &shutdown);
+        match ended.await? {
+            Ended::Stopped => return Ok(()),
+            Ended::NotLeft(reason) => return Err(Error::NotLeft(reason)),
+            Ended::Left => {
+                drop(folder);
+                return set_aside(&config, &member, "it left on a clean stop").map(drop);
+            }
+            Ended::Removed(reason) => {
+                drop(folder);
+                return Err(state_folder::removed(&set_aside(&config, &member, &reason)?));
+            }
+            Ended::Joined(next) => {
+                next.save(&config.folder)?;
+                plan = Plan::SetAside(next);
+            }
         }
-    };
-    let ended = serve_member(&config, member.clone(), stores, grpc, tls, channels, &shutdown).await?;
-    drop(folder);
-    if let Ended::Removed(reason) = ended {
-        tracing::warn!(reason, "this peer is not a member any more: its state is moved aside and it stops");
-        admission::mark_removed(&config, &member, &reason)?;
-        state_folder::move_aside(&config.raft_folder, config.backups_rotate)?;
     }
-    Ok(())
 }
 
-/// Serves who this peer is while it asks to be let in. The listener comes back for the member's services.
+/// What lies in the folder, locked and opened, and what is to be done with it.
+async fn open(config: &Config) -> Result<(StateFolder, Stores, Plan)> {
+    let folder = StateFolder::lock(&config.raft_folder)?;
+    let found = folder.examine(&config.folder)?;
+    let stores = Stores::open(folder.path()).await?;
+    match admission::plan(config, found, &stores) {
+        Ok(plan) => Ok((folder, stores, plan)),
+        Err(error) => {
+            stores.close().await;
+            Err(error)
+        }
+    }
+}
+
+async fn open_empty(config: &Config) -> Result<(StateFolder, Stores)> {
+    let folder = StateFolder::lock(&config.raft_folder)?;
+    let stores = Stores::open(folder.path()).await?;
+    Ok((folder, stores))
+}
+
+/// The bound port, which outlives the servers on it: one while this peer asks to be let in, one for each membership.
+struct Port(std::net::TcpListener);
+
+impl Port {
+    fn new(listener: TcpListener) -> Result<Port> {
+        Ok(Port(listener.into_std().map_err(unshared)?))
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        Ok(TcpListener::from_std(self.0.try_clone().map_err(unshared)?).map_err(unshared)?)
+    }
+}
+
+fn unshared(error: std::io::Error) -> pinfold_common::Error {
+    pinfold_common::Error::internal(format!("share the listener: {error}"))
+}
+
+/// What a peer does that is not a member any more: its marker first, so that no start comes in between.
+fn set_aside(config: &Config, member: &Member, reason: &str) -> Result<RemovedMarker> {
+    tracing::warn!(reason, "this peer is not a member any more: its state is moved aside and it stops");
+    let marker = admission::mark_removed(config, member, reason)?;
+    state_folder::move_aside(&config.raft_folder, config.backups_rotate)?;
+    Ok(marker)
+}
+
+/// Serves who this peer is while it asks to be let in.
 async fn join(
     config: &Config,
     targets: &[config::KnownPeer],
-    grpc: TcpListener,
+    port: &Port,
     tls: Arc<Tls>,
     channels: &Channels,
     shutdown: &Shutdown,
-) -> Result<Option<(TcpListener, Member)>> {
-    let duplicate = |error: std::io::Error| pinfold_common::Error::internal(format!("share the listener: {error}"));
-    let kept = grpc.into_std().map_err(duplicate)?;
-    let shared = TcpListener::from_std(kept.try_clone().map_err(duplicate)?).map_err(duplicate)?;
+) -> Result<Option<Member>> {
     let until_joined = shutdown.child();
     let (reason, why) = watch::channel("asking to join a cluster".to_owned());
-    let joining =
-        grpc::Joining { peer_id: config.identity.peer_id.to_bytes(), reason: why, shutdown: until_joined.clone() };
+    // One at a time: the second member that invites is told so.
+    let (invitations, mut invited) = mpsc::channel(1);
+    let peer_id = config.identity.peer_id.to_bytes();
+    let joining = grpc::Joining { peer_id, invitations, reason: why, shutdown: until_joined.clone() };
     let routes = grpc::joining_routes(joining);
-    let server = tokio::spawn(server::serve(shared, tls, Arc::new(Nobody), routes, until_joined.clone()));
-    let joined = admission::join(config, channels, targets, &reason, shutdown).await;
+    let server = tokio::spawn(server::serve(port.listen()?, tls, Arc::new(Nobody), routes, until_joined.clone()));
+    let joined = admission::join(config, channels, targets, &reason, &mut invited, shutdown).await;
     until_joined.trigger();
     let _ = tokio::time::timeout(SERVER_END_DEADLINE, server).await;
-    let Some(member) = joined? else { return Ok(None) };
-    Ok(Some((TcpListener::from_std(kept).map_err(duplicate)?, member)))
+    joined
 }
 
 /// No peer is a member of no cluster.
@@ -155,7 +209,13 @@ impl Members for Rows {
 /// How a member's run ended well.
 enum Ended {
     Stopped,
+    /// It was to leave, and did.
+    Left,
+    /// It was to leave, and could not.
+    NotLeft(String),
     Removed(String),
+    /// It gave its own cluster, which had nothing, up for another one.
+    Joined(Member),
 }
 
 async fn serve_member(
@@ -164,7 +224,7 @@ async fn serve_member(
     stores: Stores,
     grpc: TcpListener,
     tls: Arc<Tls>,
-    channels: Channels,
+    channels: &Channels,
     shutdown: &Shutdown,
 ) -> Result<Ended> {
     // Asked of the disk: Raft's own status comes some time after its start.
@@ -175,7 +235,7 @@ async fn serve_member(
         cluster_id: member.cluster_id.clone(),
         node_id: member.node_id,
         stores: stores.clone(),
-        links: Links::new(&tls),
+        links: Links::new(&tls, &config.hints()),
     })
     .await?;
     let (position, seen) = watch::channel(Position::NOWHERE);
@@ -187,11 +247,13 @@ async fn serve_member(
         node_id: member.node_id,
         state: stores.state.clone(),
         raft: raft.clone(),
-        channels,
+        channels: channels.clone(),
         position: seen,
         expect_new_items: AtomicBool::new(true),
         membership_changed: Notify::new(),
         replication: replication::Replication::default(),
+        elsewhere: watch::Sender::new(None),
+        trouble: watch::Sender::new(None),
     });
     // The parts go on while leadership is handed over, and end afterwards.
     let end = Shutdown::new();
@@ -210,14 +272,20 @@ async fn serve_member(
     let tasks = [
         tokio::spawn(core::follow_leader(core.clone(), position, end.clone())),
         tokio::spawn(admission::found(core.clone(), member.cluster_id.clone(), end.clone())),
+        tokio::spawn(admission::join_when_possible(core.clone(), end.clone())),
         tokio::spawn(membership::supervise(core.clone(), end.clone())),
+        tokio::spawn(membership::finish_removals(core.clone(), end.clone())),
         tokio::spawn(contacts::report(core.clone(), end.clone())),
         tokio::spawn(expiry::run(core.clone(), end.clone())),
         tokio::spawn(replication::run(core.clone(), end.clone())),
     ];
     let ended = tokio::select! {
-        () = shutdown.triggered() => Ok(Ended::Stopped),
-        reason = removal(core.clone(), end.clone()) => Ok(Ended::Removed(reason)),
+        ended = stopped(&core, shutdown) => Ok(ended),
+        member = elsewhere(&core) => Ok(Ended::Joined(member)),
+        reason = removal(core.clone(), end.clone()) => Ok(match shutdown.is_triggered() {
+            true => Ended::Left,
+            false => Ended::Removed(reason),
+        }),
         error = failed => Err(stores.failure().get().map_or_else(|| Error::Common(error), Error::Store)),
         served = &mut server => Err(match served {
             Ok(Ok(())) => pinfold_common::Error::internal("the server ended by itself").into(),
@@ -236,6 +304,35 @@ async fn serve_member(
     end.trigger();
     finish(server, tasks).await;
     ended
+}
+
+async fn elsewhere(core: &Core) -> Member {
+    let mut elsewhere = core.elsewhere.subscribe();
+    let joined = elsewhere.wait_for(Option::is_some).await.ok().and_then(|member| member.clone());
+    match joined {
+        Some(member) => member,
+        None => std::future::pending().await,
+    }
+}
+
+/// A clean stop; where `leave_on_shutdown` asks for it, once this peer has left. Nothing of it stops before (seed:F20).
+/// Not where it was never ready (beh:B4.9).
+async fn stopped(core: &Core, shutdown: &Shutdown) -> Ended {
+    let mut position = core.position.clone();
+    let ready = position.wait_for(|position| position.is_ready());
+    let was_ready = shutdown.race(ready).await.is_some_and(|position| position.is_ok());
+    shutdown.triggered().await;
+    match core.config.leave_on_shutdown {
+        Some(patience) if was_ready => match membership::leave(core, patience).await {
+            // The removal has its own way to its end.
+            Ok(()) => std::future::pending().await,
+            Err(error) => {
+                tracing::error!(%error, "this peer could not leave the cluster: it stops as a member, with its data");
+                Ended::NotLeft(format!("leave the cluster: {error}; this peer is still a member, and its data is kept"))
+            }
+        },
+        Some(_) | None => Ended::Stopped,
+    }
 }
 
 /// How this peer learns that it was removed: by the log, by a member that it asks, or by another node's Raft; whichever

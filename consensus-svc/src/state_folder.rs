@@ -42,11 +42,7 @@ impl StateFolder {
     /// Whether this peer may start here (protocols.md 2). `folder` is the peer's.
     pub fn examine(&self, folder: &Path) -> Result<Found> {
         if let Some(marker) = RemovedMarker::load(folder)? {
-            return Err(Error::Refused(format!(
-                "this peer was removed from cluster {} ({}); clean its state before it joins again: consensus-svc state clean",
-                hex(&marker.cluster_id),
-                marker.reason
-            )));
+            return Err(removed(&marker));
         }
         let has_log = self.raft.join(LOG_FILE).exists();
         match Member::load(folder)? {
@@ -61,6 +57,16 @@ impl StateFolder {
             ))),
         }
     }
+}
+
+/// What a removed peer says, when it learns it and at every start afterwards.
+pub fn removed(marker: &RemovedMarker) -> Error {
+    Error::Removed(format!(
+        "this peer was removed from cluster {} ({}); its state lies in raft.old.0; to let it join again as a new member: \
+         consensus-svc state clean, then start it with --bootstrap",
+        hex(&marker.cluster_id),
+        marker.reason
+    ))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -117,7 +123,7 @@ mod tests {
         std::fs::write(state.path().join(LOG_FILE), b"").unwrap();
         assert_eq!(state.examine(folder.path()).unwrap(), Found::Member(member));
         RemovedMarker { cluster_id: vec![1; 16], node_id: 7, reason: "for a test".into() }.save(folder.path()).unwrap();
-        assert!(matches!(state.examine(folder.path()), Err(Error::Refused(_))));
+        assert!(matches!(state.examine(folder.path()), Err(Error::Removed(_))));
     }
 
     /// Goal: the newest backup is .0 and only `keep` stay.

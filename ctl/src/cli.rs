@@ -156,8 +156,26 @@ pub struct Init {
 pub enum Peers {
     /// Every peer with its addresses and IPFS node
     Ls,
-    /// Remove a peer from the cluster
-    Rm { peer: PeerIdArg },
+    /// Ask a peer that runs, and has no pins of its own, to join the cluster
+    Add {
+        peer: PeerIdArg,
+        /// Multiaddress of its consensus service (/ip4/…/tcp/9096); not needed when the contacted peer knows it
+        address: Option<String>,
+    },
+    /// Remove a peer from the cluster: nothing new lands there, what it has is copied elsewhere, then it goes. Can be
+    /// interrupted (the removal goes on), repeated, and called off with `ctl peers undrain`
+    Rm {
+        peer: PeerIdArg,
+        /// Remove it at once, even when it has the only copy of something
+        #[arg(long)]
+        force: bool,
+    },
+    /// A digest of the contacted peer's pinset: peers at the same index have the same one
+    Digest,
+    /// Let nothing new land on a peer and copy elsewhere what it has, for maintenance; it stays a member
+    Drain { peer: PeerIdArg },
+    /// End the draining of a peer; calls off a removal that has not happened yet
+    Undrain { peer: PeerIdArg },
 }
 
 #[derive(Clone, Debug, Args)]

@@ -4,11 +4,12 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use pinfold_common::ids;
+use pinfold_common::departure::{self, DepartureJson};
 use pinfold_common::json::{ErrorJson, GlobalPinInfoJson, IdJson, PinJson, PinSource, to_go_json_pretty};
 use pinfold_common::pin::{Pin, PinMode};
 use pinfold_common::status::reason_name;
 use pinfold_common::time::Timestamp;
+use pinfold_common::{PeerId, ids};
 use pinfold_proto::{api, types};
 use serde::Serialize;
 
@@ -28,23 +29,48 @@ pub fn print_json(value: &impl Serialize) -> Outcome {
     print(&to_go_json_pretty(value))
 }
 
+/// What `drain` and `undrain` came to.
+pub fn print_departure(encoding: Encoding, peer: &PeerId, departure: &types::Departure) -> Outcome {
+    match encoding {
+        Encoding::Json => print_json(&DepartureJson::new(departure)),
+        Encoding::Text => print(&format!("{peer} | {}\n", departure::text(departure))),
+    }
+}
+
+/// The progress of a removal: for eyes on stderr, because the original prints nothing; for scripts an object a change.
+pub fn show_removal(encoding: Encoding, peer: &PeerId, departure: &types::Departure) -> Outcome {
+    match encoding {
+        Encoding::Json => print_json(&DepartureJson::new(departure)),
+        Encoding::Text => {
+            eprintln!("{peer} | {}", departure::text(departure));
+            Ok(())
+        }
+    }
+}
+
 pub fn print_peer(encoding: Encoding, peer: &api::PeerId) -> Outcome {
     let json = IdJson::try_from(peer)?;
     match encoding {
         Encoding::Json => print_json(&json),
-        Encoding::Text => print(&peer_text(&json, &peer.role)),
+        Encoding::Text => print(&peer_text(&json, peer)),
     }
 }
 
-fn peer_text(peer: &IdJson, role: &str) -> String {
+fn peer_text(peer: &IdJson, record: &api::PeerId) -> String {
+    let departure = match &record.departure {
+        None => String::new(),
+        Some(departure) if departure.removing => format!("  > Being removed: {}\n", departure::text(departure)),
+        Some(departure) => format!("  > Draining: {}\n", departure::text(departure)),
+    };
     if !peer.error.is_empty() {
-        return format!("{} | ERROR: {}\n", peer.id, peer.error);
+        return format!("{} | ERROR: {}\n{departure}", peer.id, peer.error);
     }
     let others = peer.cluster_peers.as_ref().map_or(0, |peers| peers.len().saturating_sub(1));
     let mut text = format!("{} | {} | Sees {others} other peers\n", peer.id, peer.peername);
-    if !role.is_empty() {
-        let _ = writeln!(text, "  > Role: {role}");
+    if !record.role.is_empty() {
+        let _ = writeln!(text, "  > Role: {}", record.role);
     }
+    text.push_str(&departure);
     let _ = writeln!(text, "  > Addresses:");
     for address in sorted(&peer.addresses) {
         let _ = writeln!(text, "    - {address}");

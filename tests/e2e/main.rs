@@ -4,6 +4,7 @@ mod bad_inputs;
 mod failover;
 mod house_rules;
 mod kubo;
+mod peers;
 mod pinning;
 mod promises;
 mod restarts;

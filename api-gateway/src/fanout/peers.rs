@@ -1,11 +1,16 @@
 //! Who the members are, each by its own word where it answers (beh:B17, beh:B18.3).
 
-use futures::StreamExt;
+use std::time::Duration;
+
 use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
 use pinfold_common::peerset::{PeerInfo, PeerState, View};
 use pinfold_common::{PeerId, Result, VERSION};
 use pinfold_proto::connector::{DescribeCall, DescribeReply};
+use pinfold_proto::consensus::DeparturesCall;
+use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::{api, types};
+use tonic::transport::Channel;
 
 use super::{Scope, members};
 use crate::cluster::{Cluster, PEER_DEADLINE, ask};
@@ -29,20 +34,36 @@ pub async fn id(cluster: &Cluster) -> api::PeerId {
     record
 }
 
+/// How far draining peers have come is an ornament of answers, which do not wait long for it.
+const DEPARTURES_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Every member's record, in the order of their answers; one that does not answer comes with `error`.
 pub fn peers(cluster: &Cluster) -> BoxStream<'static, api::PeerId> {
     let view = cluster.view();
+    let departures = departures(cluster.peerset()).boxed().shared();
     let asked: FuturesUnordered<_> = members(&view, cluster.own, Scope::Everybody)
         .into_iter()
         .map(|peer| {
-            let (mut tracker, view) = (cluster.tracker(&peer), view.clone());
+            let (mut tracker, view, departures) = (cluster.tracker(&peer), view.clone(), departures.clone());
             async move {
                 let answer = ask("ask the peer", PEER_DEADLINE, tracker.describe(DescribeCall {})).await;
-                record_of_answer(&view, &peer.peer_id, answer)
+                let mut record = record_of_answer(&view, &peer.peer_id, answer);
+                record.departure = departures.await.into_iter().find(|departure| departure.peer_id == record.id);
+                record
             }
         })
         .collect();
     asked.boxed()
+}
+
+async fn departures(mut peerset: PeersClient<Channel>) -> Vec<types::Departure> {
+    match ask("ask what drains", DEPARTURES_DEADLINE, peerset.departures(DeparturesCall {})).await {
+        Ok(reply) => reply.departures,
+        Err(error) => {
+            tracing::debug!(%error, "what drains is not known");
+            Vec::new()
+        }
+    }
 }
 
 /// The record of a peer that has just been added, and that this peer's own view may not show yet.
@@ -80,6 +101,7 @@ fn record(view: &View, peer: &PeerId, described: DescribeReply) -> api::PeerId {
         peername: if described.peername.is_empty() { name(own) } else { described.peername },
         role: role(view, own).to_owned(),
         backend: described.backend,
+        departure: None,
     }
 }
 

@@ -21,6 +21,9 @@ use crate::{fanout, monitor, rest};
 /// A room that does not say how it is by then is not well.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
+/// A digest reads the whole pinset: seconds for each million.
+const DIGEST_DEADLINE: Duration = Duration::from_secs(120);
+
 pub struct ClusterApi {
     cluster: Arc<Cluster>,
 }
@@ -96,10 +99,27 @@ impl cluster_server::Cluster for ClusterApi {
         &self,
         request: Request<api::RemovePeerRequest>,
     ) -> Result<Response<api::RemovePeerReply>, Status> {
-        let api::RemovePeerRequest { peer_id } = request.into_inner();
+        let api::RemovePeerRequest { peer_id, force, wait_ms } = request.into_inner();
         pinfold_common::ids::peer_from_bytes(&peer_id)?;
-        rest::remove_peer(&self.cluster, consensus::RemovePeerCall { peer_id }).await?;
-        Ok(Response::new(api::RemovePeerReply {}))
+        let call = consensus::RemovePeerCall { peer_id, force, wait_ms };
+        Ok(Response::new(api::RemovePeerReply { departure: Some(rest::remove_peer(&self.cluster, call).await?) }))
+    }
+
+    async fn drain_peer(
+        &self,
+        request: Request<api::DrainPeerRequest>,
+    ) -> Result<Response<api::DrainPeerReply>, Status> {
+        let api::DrainPeerRequest { peer_id, draining } = request.into_inner();
+        pinfold_common::ids::peer_from_bytes(&peer_id)?;
+        let call = consensus::DrainPeerCall { peer_id, draining };
+        Ok(Response::new(api::DrainPeerReply { departure: Some(rest::drain_peer(&self.cluster, call).await?) }))
+    }
+
+    async fn digest(&self, _: Request<api::DigestRequest>) -> Result<Response<api::DigestReply>, Status> {
+        let mut peerset = self.cluster.peerset();
+        let reply = ask("digest the pinset", DIGEST_DEADLINE, peerset.digest(consensus::DigestCall {})).await?;
+        let consensus::DigestReply { index, lineage, pins, sha256 } = reply;
+        Ok(Response::new(api::DigestReply { index, lineage, pins, sha256 }))
     }
 
     async fn metric_names(

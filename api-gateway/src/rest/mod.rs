@@ -34,7 +34,7 @@ use crate::rest::routes::{Miss, Route, route};
 pub use cors::Cors;
 pub use ipfs_path::{IpfsPath, parse as parse_ipfs_path};
 pub use multipart::clean_name;
-pub use peers::{add_peer, remove_peer};
+pub use peers::{add_peer, drain_peer, remove_peer};
 pub use pins::resolve;
 
 /// A retry with the same value is harmless (protocols.md 3).

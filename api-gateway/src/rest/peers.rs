@@ -6,8 +6,10 @@ use futures::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use pinfold_common::ids::parse_peer_id;
 use pinfold_common::json::{IdJson, VersionJson, to_go_json};
-use pinfold_common::{Code, Error, Result, VERSION};
-use pinfold_proto::consensus::{AddPeerCall, RemovePeerCall};
+use pinfold_common::{Code, Error, Result, VERSION, departure};
+use pinfold_proto::consensus::{AddPeerCall, DrainPeerCall, RemovePeerCall};
+use pinfold_proto::types::Departure;
+use pinfold_proto::types::departure::Phase;
 use serde::Deserialize;
 
 use super::Call;
@@ -58,13 +60,21 @@ impl Call<'_> {
         Ok(respond::json(&IdJson::try_from(&record)?))
     }
 
-    /// A peer that is no member is no error, as recorded (52-peers-rm-unknown).
+    /// A peer that is no member is no error, as recorded (52-peers-rm-unknown). A removal that takes longer than clients
+    /// wait is no success yet: the answer says how far it is, and that it goes on.
     pub(super) async fn remove_peer(&self, text: &str) -> Result<Answer> {
         let peer = parse_peer_id(text)?;
-        match remove_peer(&self.rest.cluster, RemovePeerCall { peer_id: peer.to_bytes() }).await {
-            Ok(()) => Ok(respond::no_content()),
-            Err(error) if error.code == Code::NotFound => Ok(respond::no_content()),
-            Err(error) => Err(error),
+        let call = RemovePeerCall { peer_id: peer.to_bytes(), ..RemovePeerCall::default() };
+        let departure = match remove_peer(&self.rest.cluster, call).await {
+            Ok(departure) => departure,
+            Err(error) if error.code == Code::NotFound => return Ok(respond::no_content()),
+            Err(error) => return Err(error),
+        };
+        match departure.phase() {
+            Phase::Removed => Ok(respond::no_content()),
+            Phase::Unspecified | Phase::Draining | Phase::Reallocating | Phase::Drained => Err(Error::unavailable(
+                format!("the removal of {peer} goes on: {}; ask again, or see GET /peers", departure::text(&departure)),
+            )),
         }
     }
 }
@@ -75,6 +85,12 @@ pub async fn add_peer(cluster: &Cluster, call: AddPeerCall) -> Result<pinfold_pr
     Ok(fanout::describe_added(cluster, added.try_into()?).await)
 }
 
-pub async fn remove_peer(cluster: &Cluster, call: RemovePeerCall) -> Result<()> {
-    ask("remove the peer", MEMBERSHIP_DEADLINE, cluster.peerset().remove(call)).await.map(drop)
+pub async fn remove_peer(cluster: &Cluster, call: RemovePeerCall) -> Result<Departure> {
+    let reply = ask("remove the peer", MEMBERSHIP_DEADLINE, cluster.peerset().remove(call)).await?;
+    Ok(reply.departure.unwrap_or_default())
+}
+
+pub async fn drain_peer(cluster: &Cluster, call: DrainPeerCall) -> Result<Departure> {
+    let reply = ask("drain the peer", MEMBERSHIP_DEADLINE, cluster.peerset().drain(call)).await?;
+    Ok(reply.departure.unwrap_or_default())
 }

@@ -156,6 +156,18 @@ impl Peers for Consensus {
     async fn remove(&self, _: Request<consensus::RemovePeerCall>) -> Answer<consensus::RemovePeerReply> {
         Err(Error::not_found("no such peer").into())
     }
+
+    async fn drain(&self, _: Request<consensus::DrainPeerCall>) -> Answer<consensus::DrainPeerReply> {
+        Err(Status::unimplemented("not in these tests"))
+    }
+
+    async fn digest(&self, _: Request<consensus::DigestCall>) -> Answer<consensus::DigestReply> {
+        Err(Status::unimplemented("not in these tests"))
+    }
+
+    async fn departures(&self, _: Request<consensus::DeparturesCall>) -> Answer<consensus::DeparturesReply> {
+        Ok(Response::new(consensus::DeparturesReply::default()))
+    }
 }
 
 pub struct Measures(pub Vec<monitor::Verdict>);

@@ -10,7 +10,7 @@ use pinfold_proto::consensus::{self, StatusCall, WatchCall, WatchReply};
 use pinfold_proto::monitor::gossip_client::GossipClient;
 use pinfold_proto::monitor::gossip_server::{Gossip, GossipServer};
 use pinfold_proto::monitor::{PeerPing, PullCall, PullReply, PushCall, PushReply};
-use pinfold_proto::types;
+use pinfold_proto::{WIRE_VERSION, types};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
@@ -84,6 +84,21 @@ impl Peers for Teller {
     ) -> Result<Response<consensus::RemovePeerReply>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
+
+    async fn drain(&self, _: Request<consensus::DrainPeerCall>) -> Result<Response<consensus::DrainPeerReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn digest(&self, _: Request<consensus::DigestCall>) -> Result<Response<consensus::DigestReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn departures(
+        &self,
+        _: Request<consensus::DeparturesCall>,
+    ) -> Result<Response<consensus::DeparturesReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
 }
 
 /// One server of peer `identity` on a free port.
@@ -101,6 +116,13 @@ impl Running {
         Running::start_on(listener, secret, Identity::generate(), room, members)
     }
 
+    async fn speaking(version: &str, secret: &ClusterSecret, members: Vec<(PeerId, Standing)>) -> Running {
+        let listener = bind("services.test", &"/ip4/127.0.0.1/tcp/0".parse().unwrap()).await.unwrap();
+        let identity = Identity::generate();
+        let tls = Tls::speaking(version, secret, &identity, Room::Monitor).unwrap();
+        Running::serve(listener, tls, identity, members)
+    }
+
     fn start_on(
         listener: TcpListener,
         secret: &ClusterSecret,
@@ -108,12 +130,15 @@ impl Running {
         room: Room,
         members: Vec<(PeerId, Standing)>,
     ) -> Running {
+        Running::serve(listener, Tls::new(secret, &identity, room).unwrap(), identity, members)
+    }
+
+    fn serve(listener: TcpListener, tls: Arc<Tls>, identity: Identity, members: Vec<(PeerId, Standing)>) -> Running {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = Shutdown::new();
         let replies = watch::Sender::new(WatchReply::default());
         let routes = tonic::service::Routes::new(GossipServer::new(Echo))
             .add_service(PeersServer::new(Teller { replies: replies.clone(), shutdown: shutdown.clone() }));
-        let tls = Tls::new(secret, &identity, room).unwrap();
         let served = tokio::spawn(serve(listener, tls, Arc::new(Table(members)), routes, shutdown.clone()));
         Running { identity, address, shutdown, served, replies }
     }
@@ -127,10 +152,37 @@ fn channels(secret: &ClusterSecret, identity: &Identity) -> Channels {
     Channels::new(Tls::new(secret, identity, Room::Monitor).unwrap())
 }
 
+/// Goal: a process of another wire version is refused as caller and as callee, by a text that names both versions, also
+/// when it belongs to the same peer.
+#[tokio::test]
+async fn seed_a3_a5_another_wire_version_is_refused_both_ways() {
+    let secret = ClusterSecret::generate();
+    let member = Identity::generate();
+    let members = || vec![(member.peer_id, Standing::Member)];
+    let (ours, theirs) = (Running::start(&secret, Room::Monitor, members()).await, "9.7");
+    let other = Running::speaking(theirs, &secret, members()).await;
+    let speaking = |version: &str, identity: &Identity| {
+        Channels::new(Tls::speaking(version, &secret, identity, Room::Monitor).unwrap())
+    };
+    for (server, version, identity) in [
+        (&ours, theirs, &member),
+        (&ours, theirs, &ours.identity),
+        (&other, WIRE_VERSION, &member),
+        (&other, WIRE_VERSION, &other.identity),
+    ] {
+        let mut client = server.gossip(&speaking(version, identity));
+        let refused = call("pull", SOON, client.pull(PullCall {})).await.unwrap_err();
+        assert_eq!(refused.code, Code::Incompatible, "{refused}");
+        assert!(refused.message.contains(theirs) && refused.message.contains(WIRE_VERSION), "{refused}");
+    }
+    let mut client = other.gossip(&speaking(theirs, &member));
+    call("pull", SOON, client.pull(PullCall {})).await.unwrap();
+}
+
 /// Goal: a member is let in, under the peer ID of its key, Ed25519 or RSA; an unknown and a removed peer get two
 /// different errors; a service for this peer's own processes refuses other members and takes the own ones.
 #[tokio::test]
-async fn callers_are_told_apart() {
+async fn seed_f19_callers_are_told_apart() {
     let secret = ClusterSecret::generate();
     let [member, removed, unknown] = std::array::from_fn(|_| Identity::generate());
     let old = rsa_identity();
@@ -385,4 +437,13 @@ async fn the_peerset_is_followed_and_kept() {
         Shutdown::new(),
     );
     assert_eq!(fresh.current().peerset.peers, Vec::new());
+
+    // Its own removal ends the service.
+    let removed = vec![row(&own, types::peer::State::Removed)];
+    let peerset = types::PeerSet { removed, ..types::PeerSet::default() };
+    let ends = Shutdown::new();
+    let _last = PeersHandle::follow(channels(&secret, &again.identity), own, again.address.clone(), file, ends.clone());
+    assert!(!ends.is_triggered());
+    again.replies.send_replace(WatchReply { peerset: Some(peerset), ..WatchReply::default() });
+    tokio::time::timeout(SOON, ends.triggered()).await.unwrap();
 }

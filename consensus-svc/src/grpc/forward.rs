@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pinfold_common::Error;
 use pinfold_proto::consensus::forward_server::Forward;
 use pinfold_proto::consensus::{
-    AllocateCall, AllocateReply, PinCall, PinManyCall, PinManyReply, PinReply, ReadIndexCall, ReadIndexReply,
-    RemovePeerCall, RemovePeerReply, UnpinCall,
+    AllocateCall, AllocateReply, DrainPeerCall, DrainPeerReply, PinCall, PinManyCall, PinManyReply, PinReply,
+    ReadIndexCall, ReadIndexReply, RemovePeerCall, RemovePeerReply, UnpinCall,
 };
 use tonic::{Request, Response, Status};
 
@@ -54,7 +54,12 @@ impl Forward for ForwardService {
     }
 
     async fn remove_peer(&self, request: Request<RemovePeerCall>) -> Result<Response<RemovePeerReply>, Status> {
-        membership::remove(&self.core, request.into_inner(), Origin::Forwarded).await?;
-        Ok(Response::new(RemovePeerReply {}))
+        let departure = membership::remove(&self.core, request.into_inner(), Origin::Forwarded).await?;
+        Ok(Response::new(RemovePeerReply { departure: Some(departure) }))
+    }
+
+    async fn drain_peer(&self, request: Request<DrainPeerCall>) -> Result<Response<DrainPeerReply>, Status> {
+        let departure = membership::drain(&self.core, request.into_inner(), Origin::Forwarded).await?;
+        Ok(Response::new(DrainPeerReply { departure: Some(departure) }))
     }
 }

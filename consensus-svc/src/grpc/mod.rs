@@ -21,7 +21,7 @@ use crate::coordinator::{Answer, Coordinator};
 use crate::core::Core;
 use crate::raft;
 
-pub use joining::{Joining, joining_routes};
+pub use joining::{Invitation, Joining, joining_routes};
 
 /// The bounds that all our messages have, on a server.
 macro_rules! sized {

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::Error;
 use pinfold_common::shutdown::Shutdown;
-use pinfold_common::{Error, PeerId};
 use pinfold_proto::consensus::peers_server::Peers;
 use pinfold_proto::consensus::status_reply::Role;
 use pinfold_proto::consensus::{
-    AddPeerCall, AddPeerReply, RemovePeerCall, RemovePeerReply, StatusCall, StatusReply, WatchCall, WatchReply,
+    AddPeerCall, AddPeerReply, DeparturesCall, DeparturesReply, DigestCall, DigestReply, DrainPeerCall, DrainPeerReply,
+    RemovePeerCall, RemovePeerReply, StatusCall, StatusReply, WatchCall, WatchReply,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +19,7 @@ use crate::coordinator::Origin;
 use crate::core::Core;
 use crate::membership;
 use crate::raft;
+use crate::store;
 
 /// Messages that wait for a slow watcher; each has the whole of the latest state.
 const WATCH_QUEUE: usize = 2;
@@ -71,21 +72,29 @@ impl Peers for PeersService {
     }
 
     async fn add(&self, request: Request<AddPeerCall>) -> Result<Response<AddPeerReply>, Status> {
-        let peer: PeerId = peer_from_bytes(&request.into_inner().peer_id)?;
-        let facts = self.core.state.facts();
-        match facts.peers.member(&peer.to_bytes()) {
-            Some(row) => Ok(Response::new(AddPeerReply { peer: Some(row.clone()) })),
-            None => Err(Error::rejected(format!(
-                "peer {peer} is not a member and cannot be added from here: start it with --bootstrap {}",
-                self.core.config.multiaddresses.first().map(String::as_str).unwrap_or_default()
-            ))
-            .into()),
-        }
+        let peer = membership::invite(&self.core, request.into_inner()).await?;
+        Ok(Response::new(AddPeerReply { peer: Some(peer) }))
     }
 
     async fn remove(&self, request: Request<RemovePeerCall>) -> Result<Response<RemovePeerReply>, Status> {
-        membership::remove(&self.core, request.into_inner(), Origin::Own).await?;
-        Ok(Response::new(RemovePeerReply {}))
+        let departure = membership::remove(&self.core, request.into_inner(), Origin::Own).await?;
+        Ok(Response::new(RemovePeerReply { departure: Some(departure) }))
+    }
+
+    async fn drain(&self, request: Request<DrainPeerCall>) -> Result<Response<DrainPeerReply>, Status> {
+        let departure = membership::drain(&self.core, request.into_inner(), Origin::Own).await?;
+        Ok(Response::new(DrainPeerReply { departure: Some(departure) }))
+    }
+
+    async fn digest(&self, _request: Request<DigestCall>) -> Result<Response<DigestReply>, Status> {
+        let digest = self.core.state.digest().await;
+        let digest = digest.map_err(|error| Error::internal(format!("read the pinset: {error}")))?;
+        let store::Digest { index, lineage, pins, sha256 } = digest;
+        Ok(Response::new(DigestReply { index, lineage, pins, sha256 }))
+    }
+
+    async fn departures(&self, _request: Request<DeparturesCall>) -> Result<Response<DeparturesReply>, Status> {
+        Ok(Response::new(DeparturesReply { departures: membership::departures(&self.core).await? }))
     }
 }
 
@@ -93,11 +102,13 @@ impl Peers for PeersService {
 async fn watch(core: Arc<Core>, replies: mpsc::Sender<Result<WatchReply, Status>>) {
     let mut facts = core.state.watch_facts();
     let mut position = core.position.clone();
+    let mut trouble = core.trouble.subscribe();
     let mut told: Option<WatchReply> = None;
     loop {
         let now = {
             let facts = facts.borrow_and_update();
             position.borrow_and_update();
+            trouble.borrow_and_update();
             let readiness = core.readiness();
             WatchReply {
                 peerset: Some(facts.peers.to_set(&facts.cluster_id, facts.lineage)),
@@ -115,6 +126,7 @@ async fn watch(core: Arc<Core>, replies: mpsc::Sender<Result<WatchReply, Status>
         tokio::select! {
             changed = facts.changed() => if changed.is_err() { return },
             changed = position.changed() => if changed.is_err() { return },
+            changed = trouble.changed() => if changed.is_err() { return },
             () = replies.closed() => return,
         }
     }

@@ -1,44 +1,43 @@
-//! Who is in the cluster: joining, removing, and the supervisor that makes Raft's configuration follow the peerset.
+//! Who is in the cluster: joining, leaving, and the supervisor that makes Raft's configuration follow the peerset.
 //!
 //! The replicated rows are the intention, Raft's configuration is the fact. A verb commits its row and wakes the
 //! leader's supervisor, which compares the two and takes one step after the other: whoever dies in between, the next
 //! leader's supervisor goes on from the same rows.
 
+mod departure;
+mod invite;
 mod supervise;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_common::address::{multiaddr_of, parse_multiaddr};
-use pinfold_common::channel::call;
+use pinfold_common::channel::{MAX_MESSAGE_BYTES, call};
 use pinfold_common::ids::peer_from_bytes;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::time::Timestamp;
+use pinfold_common::tls::Room;
 use pinfold_common::{Code, Error, PeerId, Result};
-use pinfold_proto::consensus::{JoinCall, JoinReply, RemovePeerCall};
+use pinfold_proto::consensus::membership_client::MembershipClient;
+use pinfold_proto::consensus::{JoinCall, JoinReply};
 use pinfold_proto::storage::command::Command as Kind;
-use pinfold_proto::types::peer::State;
-use pinfold_proto::{WIRE_VERSION, storage, types};
+use pinfold_proto::{storage, types};
+use tonic::transport::Channel;
 
 use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader, other_members};
 use crate::pinset::{Outcome, PeerTable, Refusal};
-use crate::raft::RaftStatus;
 use crate::state_folder::hex;
+pub use departure::{departures, drain, finish_removals, leave, remove};
+pub use invite::invite;
 pub use supervise::supervise;
 
-/// `remove` waits so long for Raft's configuration to follow; it goes on by itself afterwards.
-const REMOVED_DEADLINE: Duration = Duration::from_secs(5);
 /// Another peer's answer to a join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Between attempts to tell the cluster about this peer.
 const ANNOUNCE_PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(10);
 /// A removed peer goes on voting until it is out of the configuration, which may need its vote; at most so long.
 const LINGER: Duration = Duration::from_secs(10);
-/// Pins of one page, when a removal looks for only copies.
-const HOLDINGS_PAGE: usize = 500;
-/// Voters that have not answered for so long do not count as running.
-const RECENT_CONTACT: Duration = Duration::from_secs(5);
 
 /// Bounds of what a peer may say about itself.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -48,7 +47,7 @@ const MAX_MULTIADDRESSES: usize = 32;
 pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<JoinReply> {
     let facts = core.state.facts();
     if facts.cluster_id.is_empty() {
-        return Err(Error::unavailable("join: this cluster is not founded yet"));
+        return Err(not_founded(core, &request, &caller));
     }
     let joiner = if request.forwarded {
         if facts.peers.member(&caller.to_bytes()).is_none() {
@@ -58,7 +57,7 @@ pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<Join
     } else {
         caller
     };
-    check_joiner(&request, &facts.cluster_id, &facts.peers, &joiner)?;
+    check_joiner(&core.config.wire_version, &request, &facts.cluster_id, &facts.peers, &joiner)?;
     let origin = if request.forwarded { Origin::Forwarded } else { Origin::Own };
     match core.leader_for(origin).await? {
         Leader::This { term } => join_here(core, request, joiner, term).await,
@@ -72,12 +71,40 @@ pub async fn join(core: &Core, request: JoinCall, caller: PeerId) -> Result<Join
     }
 }
 
-fn check_joiner(request: &JoinCall, cluster_id: &[u8], peers: &PeerTable, joiner: &PeerId) -> Result<()> {
-    if request.wire_version != WIRE_VERSION {
+/// Founders whose `init_peerset` differ would wait for each other for ever: they are told (seed:F7).
+fn not_founded(core: &Core, request: &JoinCall, caller: &PeerId) -> Error {
+    if request.cluster_id.is_empty() || request.cluster_id == core.raft.cluster_id() {
+        return Error::unavailable("join: this cluster is not founded yet");
+    }
+    let list: Vec<String> = core.config.init_peerset.iter().map(PeerId::to_string).collect();
+    Error::new(
+        Code::Incompatible,
+        format!(
+            "peer {caller} founds cluster {} and peer {} founds cluster {}: consensus.raft.init_peerset must be the same on \
+             all founders, and on peer {} it is [{}]",
+            hex(&request.cluster_id),
+            core.own,
+            hex(core.raft.cluster_id()),
+            core.own,
+            list.join(", ")
+        ),
+    )
+}
+
+/// A joiner's own word on its version; the one in front of every request was compared before. A member that does not
+/// lead passes on what the joiner said.
+fn check_joiner(
+    own_version: &str,
+    request: &JoinCall,
+    cluster_id: &[u8],
+    peers: &PeerTable,
+    joiner: &PeerId,
+) -> Result<()> {
+    if request.wire_version != own_version {
         return Err(Error::new(
             Code::Incompatible,
             format!(
-                "join: peer {joiner} speaks wire version {} and this cluster speaks {WIRE_VERSION}",
+                "join: peer {joiner} speaks wire version {} and this cluster speaks {own_version}",
                 pinfold_common::ids::shorten(&request.wire_version)
             ),
         ));
@@ -139,7 +166,8 @@ async fn join_here(core: &Core, request: JoinCall, joiner: PeerId, term: u64) ->
         // A peer that had the log and comes without it must not vote under the old node ID: it would break what it
         // promised (fault:F3). It comes back as a new node.
         tracing::warn!(peer = %joiner, node = row.node_id, "the peer joins without its data: its old node is removed");
-        let remove = storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id };
+        let remove =
+            storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id, ..storage::Remove::default() };
         refused(propose(core, term, Kind::Remove(remove)).await?)?;
         core.membership_changed.notify_one();
     }
@@ -188,87 +216,8 @@ fn refused(outcome: Outcome) -> Result<Option<types::Peer>> {
             Refusal::NodeRemoved => Error::new(Code::Removed, "that node was removed from this cluster"),
             Refusal::LastPeer => Error::rejected("cannot remove ourselves from a one-peer cluster"),
             Refusal::AlreadyFounded => Error::rejected("this cluster was founded before"),
+            Refusal::NotRemoving => Error::rejected("the removal of that peer was called off"),
         }),
-    }
-}
-
-/// Takes a peer out of the cluster (beh:B4.4). Refused while it has the only copy of something: nothing is moved here.
-pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Result<()> {
-    let peer = peer_from_bytes(&request.peer_id)?;
-    match core.leader_for(origin).await? {
-        Leader::This { term } => remove_here(core, &peer, term).await,
-        Leader::Other(leader) if origin == Origin::Own => {
-            let mut client = core.forward_client(&leader)?;
-            at_leader("remove a peer at the leader", Core::FORWARD_DEADLINE, client.remove_peer(request)).await?;
-            Ok(())
-        }
-        Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
-    }
-}
-
-async fn remove_here(core: &Core, peer: &PeerId, term: u64) -> Result<()> {
-    let facts = core.state.facts();
-    // Removing who is not there succeeds, as in the original.
-    let Some(row) = facts.peers.member(&peer.to_bytes()) else { return Ok(()) };
-    check_quorum_without(core, &core.raft.status().borrow(), row.node_id)?;
-    check_no_only_copy(core, peer, &facts.peers).await?;
-    let remove = storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id };
-    refused(propose(core, term, Kind::Remove(remove)).await?)?;
-    core.membership_changed.notify_one();
-    tracing::info!(%peer, node = row.node_id, "removed a peer");
-    let mut status = core.raft.status();
-    let node_id = row.node_id;
-    let _ = tokio::time::timeout(REMOVED_DEADLINE, status.wait_for(|status| !status.is_member(node_id))).await;
-    Ok(())
-}
-
-/// The voters that stay must have a running majority, or the removal would never be done and nothing else either.
-fn check_quorum_without(core: &Core, status: &RaftStatus, node_id: u64) -> Result<()> {
-    if !status.voters.contains(&node_id) {
-        return Ok(());
-    }
-    let staying: Vec<u64> = status.voters.iter().copied().filter(|voter| *voter != node_id).collect();
-    let runs = |voter: &u64| {
-        *voter == core.node_id
-            || status
-                .followers
-                .get(voter)
-                .and_then(|follower| follower.last_contact)
-                .is_some_and(|at| at.elapsed() < RECENT_CONTACT)
-    };
-    let running = staying.iter().filter(|voter| runs(voter)).count();
-    if staying.is_empty() || running > staying.len() / 2 {
-        return Ok(());
-    }
-    Err(Error::rejected(format!(
-        "removing this peer would leave {} voters of which {running} are running: no majority",
-        staying.len()
-    )))
-}
-
-async fn check_no_only_copy(core: &Core, peer: &PeerId, peers: &PeerTable) -> Result<()> {
-    let bytes = peer.to_bytes();
-    let holds = |other: &Vec<u8>| {
-        peers.member(other).is_some_and(|row| match row.state() {
-            State::Healthy | State::Draining => true,
-            State::Away | State::Removed => false,
-        })
-    };
-    let mut after = 0;
-    loop {
-        let page = core.state.allocated_to(&bytes, after, HOLDINGS_PAGE).await;
-        let page = page.map_err(|error| Error::internal(format!("read the peer's allocations: {error}")))?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = last.row;
-        for held in &page {
-            let is_elsewhere = held.pin.allocations.iter().any(|other| *other != bytes && holds(other));
-            if !is_elsewhere {
-                let cid = pinfold_common::ids::cid_from_bytes(&held.pin.cid)?;
-                return Err(Error::rejected(format!(
-                    "peer {peer} has the only copy of {cid}, and may have more: pin them to other peers first"
-                )));
-            }
-        }
     }
 }
 
@@ -279,12 +228,20 @@ pub async fn announce(core: Arc<Core>, shutdown: Shutdown) -> Option<String> {
         let mut pause = ANNOUNCE_PAUSES.start;
         loop {
             if is_announced(&core) {
+                core.trouble.send_replace(None);
                 return std::future::pending().await;
             }
             match announce_once(&core).await {
-                Ok(()) => pause = ANNOUNCE_PAUSES.start,
+                Ok(()) => {
+                    pause = ANNOUNCE_PAUSES.start;
+                    core.trouble.send_replace(None);
+                }
                 Err(error) if error.code == Code::Removed => return error.message,
-                Err(error) => tracing::debug!(%error, "tell the cluster this peer's addresses"),
+                Err(error) => {
+                    tracing::debug!(%error, "tell the cluster this peer's addresses");
+                    let lasts = matches!(error.code, Code::Incompatible | Code::Unauthenticated);
+                    core.trouble.send_replace(lasts.then_some(error.message));
+                }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ANNOUNCE_PAUSES.end);
@@ -307,7 +264,7 @@ fn is_announced(core: &Core) -> bool {
 
 async fn announce_once(core: &Core) -> Result<()> {
     let position = core.position.borrow().clone();
-    let request = join_call(&core.config, core.state.facts().cluster_id.clone(), core.node_id);
+    let request = join_call(&core.config, core.raft.cluster_id().to_vec(), core.node_id);
     match position.leader {
         // The first entries may not be applied yet: the row is not missing, it is not here yet.
         Leader::Other(_) if !position.caught_up => Ok(()),
@@ -320,14 +277,26 @@ async fn announce_once(core: &Core) -> Result<()> {
     }
 }
 
-/// Without a leader there may be one that does not speak with this peer any more. Any member can say so.
+/// Without a leader there may be one that does not speak with this peer any more. Any member can say so; before there
+/// are members, any founder.
 async fn ask_members(core: &Core, request: JoinCall) -> Result<()> {
     let mut failed = Error::unavailable("no other member is known");
-    for (peer, _) in other_members(core) {
-        let mut client = core.membership_client(&peer)?;
-        match call("ask a member about this peer", JOIN_DEADLINE, client.join(request.clone())).await {
+    let founders = core.config.known_peers.iter().filter(|known| core.config.init_peerset.contains(&known.peer_id));
+    let targets: Vec<(PeerId, Channel)> = match other_members(core) {
+        none if none.is_empty() => founders
+            .map(|known| (known.peer_id, core.channels.to(Room::Consensus, &known.peer_id, &known.host_port)))
+            .collect(),
+        members => {
+            members.into_iter().filter_map(|(peer, _)| Some((peer, core.consensus_channel(&peer).ok()?))).collect()
+        }
+    };
+    for (peer, channel) in targets {
+        let mut client = MembershipClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        match call(&format!("ask {peer} about this peer"), JOIN_DEADLINE, client.join(request.clone())).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code == Code::Removed => return Err(error),
+            // What a person must act on is not hidden by a member that is merely away.
+            Err(_) if failed.code == Code::Incompatible => {}
             Err(error) => failed = error,
         }
     }
@@ -370,6 +339,9 @@ pub async fn linger(core: &Core) {
 
 #[cfg(test)]
 mod tests {
+    use pinfold_proto::WIRE_VERSION;
+    use pinfold_proto::types::peer::State;
+
     use super::supervise::tests::{peer_id, table};
     use super::*;
 
@@ -381,7 +353,9 @@ mod tests {
         let addresses =
             types::ServiceAddresses { consensus: there(), monitor: there(), connector: there(), gateway: there() };
         let good = JoinCall { wire_version: WIRE_VERSION.into(), addresses: Some(addresses), ..JoinCall::default() };
-        let check = |request: JoinCall| check_joiner(&request, b"here", &rows, &peer_id(3)).map_err(|error| error.code);
+        let check = |request: JoinCall| {
+            check_joiner(WIRE_VERSION, &request, b"here", &rows, &peer_id(3)).map_err(|error| error.code)
+        };
         assert_eq!(check(good.clone()), Ok(()));
         assert_eq!(check(JoinCall { addresses: None, ..good.clone() }), Err(Code::InvalidArgument));
         assert_eq!(check(JoinCall { multiaddresses: vec!["/x".into()], ..good.clone() }), Err(Code::InvalidArgument));

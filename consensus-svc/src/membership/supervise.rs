@@ -2,10 +2,11 @@
 //! and takes one step after the other, so that the next leader goes on wherever the last one stopped.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pinfold_common::ids::peer_from_bytes;
 use pinfold_common::shutdown::Shutdown;
+use pinfold_proto::types::peer::State;
 
 use crate::core::{Core, Leader};
 use crate::pinset::PeerTable;
@@ -13,6 +14,8 @@ use crate::raft::{ChangeError, NodeAndPeer, RaftStatus};
 
 /// A learner that is behind by fewer entries may vote.
 const MAX_LAG_TO_VOTE: u64 = 1000;
+/// One that has not answered for so many heartbeats may not: its vote would count where it can't be given (seed:F11).
+const SILENT_HEARTBEATS: u32 = 5;
 /// The supervisor looks again after so long, without being woken.
 const SUPERVISE_INTERVAL: Duration = Duration::from_millis(500);
 /// One step of a change of Raft's configuration.
@@ -50,8 +53,17 @@ enum Step {
     Promote(u64),
 }
 
+/// What the steps go by, beside the rows and the status.
+struct Rules {
+    own: u64,
+    max_voters: usize,
+    /// Who has answered since then is there.
+    since: Instant,
+}
+
 /// PURE: compares the rows with Raft's configuration.
-fn next_step(own: u64, max_voters: usize, peers: &PeerTable, status: &RaftStatus) -> Option<Step> {
+fn next_step(rules: &Rules, peers: &PeerTable, status: &RaftStatus) -> Option<Step> {
+    let Rules { own, max_voters, since } = *rules;
     if status.is_joint {
         return Some(Step::FinishJoint);
     }
@@ -80,15 +92,25 @@ fn next_step(own: u64, max_voters: usize, peers: &PeerTable, status: &RaftStatus
         return None;
     }
     let is_close = |node: &u64| status.lag(*node).is_some_and(|lag| lag < MAX_LAG_TO_VOTE);
-    let is_member = |node: &u64| peers.node(*node).is_some();
-    status.learners.iter().copied().find(|node| is_close(node) && is_member(node)).map(Step::Promote)
+    let last_contact = |node: &u64| status.followers.get(node).and_then(|follower| follower.last_contact);
+    let is_there = |node: &u64| last_contact(node).is_some_and(|at| at >= since);
+    let stays = |node: &u64| {
+        peers.node(*node).is_some_and(|row| match row.state() {
+            State::Healthy | State::Draining => !row.removing,
+            State::Away | State::Removed => false,
+        })
+    };
+    status.learners.iter().copied().find(|node| is_close(node) && is_there(node) && stays(node)).map(Step::Promote)
 }
 
 /// Whether a step was done, so that the next one may follow at once.
 async fn supervise_once(core: &Core) -> bool {
     let status = core.raft.status().borrow().clone();
     let facts = core.state.facts();
-    let Some(step) = next_step(core.node_id, core.config.max_voters, &facts.peers, &status) else { return false };
+    let recent = SILENT_HEARTBEATS * core.raft.config().heartbeat_interval;
+    let since = Instant::now().checked_sub(recent).unwrap_or_else(Instant::now);
+    let rules = Rules { own: core.node_id, max_voters: core.config.max_voters, since };
+    let Some(step) = next_step(&rules, &facts.peers, &status) else { return false };
     tracing::info!(?step, "change Raft's configuration");
     let work = async {
         match &step {
@@ -118,7 +140,6 @@ async fn supervise_once(core: &Core) -> bool {
 pub(super) mod tests {
     use pinfold_common::PeerId;
     use pinfold_proto::types;
-    use pinfold_proto::types::peer::State;
 
     use super::*;
 
@@ -153,25 +174,36 @@ pub(super) mod tests {
             nodes: voters.iter().copied().chain(learners.iter().map(|(id, _)| *id)).map(|id| (id, node(id))).collect(),
             followers: learners
                 .iter()
-                .map(|(id, matched)| (*id, crate::raft::Follower { matched: Some(*matched), last_contact: None }))
+                .map(|(id, matched)| {
+                    (*id, crate::raft::Follower { matched: Some(*matched), last_contact: Some(Instant::now()) })
+                })
                 .collect(),
             last_log_index: 5000,
             ..RaftStatus::default()
         }
     }
 
-    /// Goal: Raft's configuration follows the rows step by step, wherever the last leader stopped.
+    /// Goal: Raft's configuration follows the rows step by step, wherever the last leader stopped; nobody who can't be
+    /// reached gets a vote.
     #[test]
-    fn the_next_step_is_a_comparison() {
+    fn seed_f4_f11_the_next_step_is_a_comparison() {
         let healthy = State::Healthy;
         let rows = table(&[(1, healthy), (2, healthy), (3, State::Removed)]);
-        let step = |rows: &PeerTable, status: &RaftStatus| next_step(1, 7, rows, status);
+        let rules = Rules { own: 1, max_voters: 7, since: Instant::now() };
+        let step = |rows: &PeerTable, status: &RaftStatus| next_step(&rules, rows, status);
         assert_eq!(step(&rows, &RaftStatus { is_joint: true, ..status(&[1], &[]) }), Some(Step::FinishJoint));
         assert_eq!(step(&rows, &status(&[1, 2, 3], &[])), Some(Step::RemoveNodes(vec![3])));
         assert!(matches!(step(&rows, &status(&[1], &[])), Some(Step::AddLearner(node)) if node.node_id == 2));
         assert_eq!(step(&rows, &status(&[1], &[(2, 3000)])), None, "too far behind to vote");
         assert_eq!(step(&rows, &status(&[1], &[(2, 4500)])), Some(Step::Promote(2)));
-        assert_eq!(next_step(1, 1, &rows, &status(&[1], &[(2, 4500)])), None, "enough voters");
+        let one = Rules { max_voters: 1, ..rules };
+        assert_eq!(next_step(&one, &rows, &status(&[1], &[(2, 4500)])), None, "enough voters");
+        let close = status(&[1], &[(2, 4500)]);
+        let later = Rules { since: Instant::now() + Duration::from_secs(1), ..rules };
+        assert_eq!(next_step(&later, &rows, &close), None, "it does not answer");
+        let mut going = table(&[(1, healthy), (2, healthy)]);
+        going.rows.get_mut(&2).unwrap().removing = true;
+        assert_eq!(step(&going, &close), None, "it is on its way out");
         assert_eq!(step(&rows, &status(&[1, 2], &[])), None);
         let leader_removed = table(&[(1, State::Removed), (2, healthy)]);
         assert_eq!(step(&leader_removed, &status(&[1, 2], &[])), Some(Step::HandOver(2)));

@@ -21,6 +21,8 @@ pub enum Refusal {
     NodeRemoved,
     LastPeer,
     AlreadyFounded,
+    /// The removal was called off.
+    NotRemoving,
 }
 
 /// What one item of a command came to.
@@ -61,6 +63,7 @@ impl Refusal {
             Refusal::NodeRemoved => storage::Refusal::NodeRemoved,
             Refusal::LastPeer => storage::Refusal::LastPeer,
             Refusal::AlreadyFounded => storage::Refusal::AlreadyFounded,
+            Refusal::NotRemoving => storage::Refusal::NotRemoving,
         }
     }
 
@@ -70,6 +73,7 @@ impl Refusal {
             storage::Refusal::NodeRemoved => Some(Refusal::NodeRemoved),
             storage::Refusal::LastPeer => Some(Refusal::LastPeer),
             storage::Refusal::AlreadyFounded => Some(Refusal::AlreadyFounded),
+            storage::Refusal::NotRemoving => Some(Refusal::NotRemoving),
             storage::Refusal::Unspecified => None,
         }
     }

@@ -125,10 +125,16 @@ pub(super) fn back(view: &mut View, index: u64, back: &storage::PeerBack) -> Out
     turn(view, index, &back.peer_id, back.node_id, |row| row.set_state(present(row)))
 }
 
-/// Draining outlives an absence.
+/// Draining outlives an absence. A removal that is ordered is called off by the end of the draining only, and somebody
+/// must be left who stays (seed:F22, seed:F23).
 pub(super) fn drain(view: &mut View, index: u64, drain: &storage::Drain) -> Outcome {
+    let stays = |row: &types::Peer| row.peer_id != drain.peer_id && !row.removing;
+    if drain.draining && drain.removing && !view.peers.members().any(stays) && find(view, &drain.peer_id, 0).is_ok() {
+        return Outcome::Refused(Refusal::LastPeer);
+    }
     turn(view, index, &drain.peer_id, 0, |row| {
         row.draining = drain.draining;
+        row.removing = drain.draining && (drain.removing || row.removing);
         if row.state() != State::Away {
             row.set_state(present(row));
         }
@@ -144,10 +150,17 @@ pub(super) fn remove(view: &mut View, index: u64, remove: &storage::Remove) -> O
     if view.peers.members().count() <= 1 && find(view, &remove.peer_id, remove.node_id).is_ok() {
         return Outcome::Refused(Refusal::LastPeer);
     }
+    if remove.only_if_removing && find(view, &remove.peer_id, remove.node_id).is_ok_and(|row| !row.removing) {
+        return Outcome::Refused(Refusal::NotRemoving);
+    }
     turn(view, index, &remove.peer_id, remove.node_id, |row| {
         row.set_state(State::Removed);
         row.voter = false;
         row.draining = false;
+        row.removing = false;
+        // Nobody shall look for it there any more (beh:B4.5).
+        row.addresses = None;
+        row.multiaddresses.clear();
     })
 }
 

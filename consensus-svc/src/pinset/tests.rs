@@ -111,11 +111,11 @@ fn new_allocations_need_a_peer_that_can_take_them() {
     assert_eq!(run(&mut view, 4, puts(vec![put(pin(2), 0)])), stale(Stale::Peer));
     assert_eq!(run(&mut view, 5, puts(vec![put(pin(1), 2)])), written(5));
     run(&mut view, 6, Kind::PeerBack(storage::PeerBack { peer_id: peer_id(1), node_id: 1 }));
-    run(&mut view, 7, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: true }));
+    run(&mut view, 7, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: true, removing: false }));
     assert_eq!(run(&mut view, 8, puts(vec![put(pin(2), 0)])), stale(Stale::Peer));
-    run(&mut view, 9, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: false }));
+    run(&mut view, 9, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: false, removing: false }));
     assert_eq!(run(&mut view, 10, puts(vec![put(pin(2), 0)])), written(10));
-    run(&mut view, 11, Kind::Remove(storage::Remove { peer_id: peer_id(1), node_id: 1 }));
+    run(&mut view, 11, Kind::Remove(storage::Remove { peer_id: peer_id(1), node_id: 1, only_if_removing: false }));
     assert_eq!(run(&mut view, 12, puts(vec![put(pin(3), 0)])), stale(Stale::Peer));
     let mut unknown = pin(3);
     unknown.allocations = vec![peer_id(99)];
@@ -148,10 +148,10 @@ fn request_keys_make_a_retry_harmless() {
 #[test]
 fn commands_about_peers_have_keys_too() {
     let mut view = founded(2);
-    let mut drain = command(Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: true }));
+    let mut drain = command(Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: true, removing: false }));
     drain.request_key = b"drain".to_vec();
     let first = run_command(&mut view, 2, &drain);
-    run(&mut view, 3, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: false }));
+    run(&mut view, 3, Kind::Drain(storage::Drain { peer_id: peer_id(1), draining: false, removing: false }));
     assert_eq!(run_command(&mut view, 4, &drain), first);
     assert_eq!(view.peers.member(&peer_id(1)).unwrap().state(), State::Healthy);
 }
@@ -260,7 +260,8 @@ fn peers_join_leave_and_come_back() {
         let peer = types::Peer { peer_id: peer_id(5), node_id, name: "five".into(), ..types::Peer::default() };
         Kind::PeerJoin(storage::PeerJoin { peer: Some(peer) })
     };
-    let remove = |number, node_id| Kind::Remove(storage::Remove { peer_id: peer_id(number), node_id });
+    let remove =
+        |number, node_id| Kind::Remove(storage::Remove { peer_id: peer_id(number), node_id, only_if_removing: false });
     assert_eq!(run(&mut view, 2, remove(1, 0)), Outcome::Refused(Refusal::LastPeer));
     let Outcome::Peer(row) = run(&mut view, 3, join(0)) else { panic!("not a row") };
     assert_eq!((row.node_id, row.joined_index, row.voter), (3 | JOINER_BIT, 3, false));
@@ -282,11 +283,36 @@ fn peers_join_leave_and_come_back() {
 fn draining_outlives_an_absence() {
     let mut view = founded(2);
     let peer = peer_id(2);
-    run(&mut view, 2, Kind::Drain(storage::Drain { peer_id: peer.clone(), draining: true }));
+    run(&mut view, 2, Kind::Drain(storage::Drain { peer_id: peer.clone(), draining: true, removing: false }));
     run(&mut view, 3, Kind::PeerAway(storage::PeerAway { peer_id: peer.clone(), node_id: 2 }));
     assert_eq!(view.peers.member(&peer).unwrap().state(), State::Away);
     run(&mut view, 4, Kind::PeerBack(storage::PeerBack { peer_id: peer.clone(), node_id: 2 }));
     assert_eq!(view.peers.member(&peer).unwrap().state(), State::Draining);
+}
+
+/// Goal: whoever is ordered away, somebody stays; an order is called off by the end of the draining, and a removal that
+/// was called off is not carried out; a removed peer's addresses are forgotten.
+#[test]
+fn seed_f22_f23_somebody_stays() {
+    let mut view = founded(3);
+    let order = |number, removing| Kind::Drain(storage::Drain { peer_id: peer_id(number), draining: true, removing });
+    let carry_out =
+        |number| Kind::Remove(storage::Remove { peer_id: peer_id(number), node_id: 0, only_if_removing: true });
+    run(&mut view, 2, order(1, true));
+    run(&mut view, 3, order(2, true));
+    assert_eq!(run(&mut view, 4, order(3, true)), Outcome::Refused(Refusal::LastPeer));
+    // Draining alone does not call the removal off.
+    run(&mut view, 5, order(2, false));
+    assert!(view.peers.member(&peer_id(2)).unwrap().removing);
+    let undrain = storage::Drain { peer_id: peer_id(2), draining: false, removing: false };
+    run(&mut view, 6, Kind::Drain(undrain));
+    assert_eq!(run(&mut view, 7, carry_out(2)), Outcome::Refused(Refusal::NotRemoving));
+    assert_eq!(view.peers.member(&peer_id(2)).unwrap().state(), State::Healthy);
+    let Outcome::Peer(gone) = run(&mut view, 8, carry_out(1)) else { panic!("not a row") };
+    assert!(gone.addresses.is_none() && gone.multiaddresses.is_empty() && !gone.removing);
+    run(&mut view, 9, order(3, true));
+    run(&mut view, 10, carry_out(3));
+    assert_eq!(run(&mut view, 11, order(2, true)), Outcome::Refused(Refusal::LastPeer));
 }
 
 /// Goal: a command of a later version halts this peer instead of making it differ from the others.

@@ -19,7 +19,7 @@ use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
-use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES, call};
+use pinfold_common::channel::{Channels, Hints, MAX_MESSAGE_BYTES, call};
 use pinfold_common::tls::{Room, Tls};
 use pinfold_common::{Code, Error, ids};
 use pinfold_proto::consensus as wire;
@@ -47,8 +47,8 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn new(tls: &Arc<Tls>) -> Links {
-        let channels = || Channels::new(tls.clone());
+    pub fn new(tls: &Arc<Tls>, hints: &Hints) -> Links {
+        let channels = || Channels::with_hints(tls.clone(), hints.clone());
         Links { replication: channels(), pulse: channels(), snapshots: channels() }
     }
 }

@@ -11,6 +11,9 @@ use super::error::node_and_peer;
 use super::types::Types;
 use super::watching::knows_something;
 
+/// A leader that was not heard from for so many times the patience is none.
+const LEADER_SILENCE: u32 = 2;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// Not a member of any cluster yet, as far as this node knows.
@@ -37,7 +40,7 @@ pub struct Follower {
 pub struct RaftStatus {
     pub role: Role,
     pub term: u64,
-    /// `None`: none known.
+    /// `None`: none known, or it is not heard from any more.
     pub leader: Option<NodeAndPeer>,
     /// This node leads and has applied the first entry of its own term: what it reads is current enough to decide by.
     pub is_ready_to_lead: bool,
@@ -98,10 +101,17 @@ pub(super) fn status_of(metrics: &RaftMetrics<Types>, contacts: &Contacts, patie
         (leader.term, leader.node_id) == (metrics.current_term, metrics.id)
     });
     let index = |id: &Option<super::types::LogId>| id.as_ref().map_or(0, |id| id.index());
+    // The library goes on naming the leader it once followed: with pre-votes, a node that is cut off never gets past it.
+    let is_heard = |leader: u64| {
+        leader == metrics.id || contacts.last(leader).is_some_and(|at| at.elapsed() < LEADER_SILENCE * patience)
+    };
     RaftStatus {
         role,
         term: metrics.current_term,
-        leader: metrics.current_leader.and_then(|leader| nodes.get(&leader).cloned()),
+        leader: metrics
+            .current_leader
+            .filter(|leader| is_heard(*leader))
+            .and_then(|leader| nodes.get(&leader).cloned()),
         is_ready_to_lead: role == Role::Leader && is_own_term_applied,
         is_initialized: knows_something(metrics),
         last_log_index: metrics.last_log_index.unwrap_or(0),

@@ -27,7 +27,7 @@ pub use error::{Error, Failure, Result};
 pub use log::{Done, Log, LogStatus};
 pub use recent::Recent;
 pub use record::{LogId, Membership, Payload, Proposal, Record, Vote};
-pub use state::{Chunk, Copy, Facts, Holding, Incoming, Meta, State};
+pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Meta, State};
 
 /// The two files of one peer, opened.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consensus_svc::config::Config;
 use consensus_svc::error::Error;
@@ -24,7 +24,7 @@ use pinfold_common::{PeerId, server};
 use pinfold_proto::consensus::membership_client::MembershipClient;
 use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
-use pinfold_proto::consensus::{StatusCall, StatusReply};
+use pinfold_proto::consensus::{PinCall, PinReply, StatusCall, StatusReply};
 use pinfold_proto::monitor::allocation_server::{Allocation, AllocationServer};
 use pinfold_proto::monitor::monitor_server::{Monitor, MonitorServer};
 use pinfold_proto::monitor::{
@@ -32,7 +32,7 @@ use pinfold_proto::monitor::{
     LatestMetricsReply, MetricNamesCall, MetricNamesReply, Peers, PublishCall, PublishReply, Result as Placed, TooFew,
     VerdictsCall, VerdictsReply, item, result,
 };
-use pinfold_proto::types;
+use pinfold_proto::{WIRE_VERSION, types};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -170,6 +170,8 @@ pub struct Peer {
     pub folder: tempfile::TempDir,
     pub address: String,
     pub channels: Channels,
+    secret: ClusterSecret,
+    wire_version: String,
     file: File,
     monitor_end: Shutdown,
     running: Option<(Shutdown, JoinHandle<Result<(), Error>>)>,
@@ -213,18 +215,26 @@ impl Cluster {
         tokio::spawn(server::serve(monitor, tls, Arc::new(Everybody), routes, monitor_end.clone()));
         let channels = Channels::new(Tls::new(&self.secret, &identity, Room::Gateway).unwrap());
         let address = format!("127.0.0.1:{port}");
-        Peer { identity, folder, address, channels, file, monitor_end, running: None }
+        let (secret, wire_version) = (self.secret.clone(), WIRE_VERSION.to_owned());
+        Peer { identity, folder, address, channels, secret, wire_version, file, monitor_end, running: None }
     }
 
     /// `count` peers of one cluster, all ready and all voters.
     pub async fn started(count: usize) -> (Cluster, Vec<Peer>) {
+        Cluster::started_with(count, &[]).await
+    }
+
+    /// The same with other values of keys for all of them.
+    pub async fn started_with(count: usize, keys: &[(&str, serde_json::Value)]) -> (Cluster, Vec<Peer>) {
         let cluster = Cluster::new();
         let mut first = cluster.peer().await;
+        keys.iter().for_each(|(key, value)| first.set(key, value.clone()));
         first.start(&[]).await;
         first.ready().await;
         let mut peers = vec![first];
         for _ in 1..count {
             let mut peer = cluster.peer().await;
+            keys.iter().for_each(|(key, value)| peer.set(key, value.clone()));
             peer.start(&[peers[0].multiaddress()]).await;
             peers.push(peer);
         }
@@ -254,12 +264,27 @@ impl Peer {
         self.file = self.file.clone().with(key, value);
     }
 
+    /// From its next start on it listens elsewhere.
+    pub async fn moves(&mut self) {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        self.set("services.consensus.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{port}")));
+        self.address = format!("127.0.0.1:{port}");
+    }
+
+    /// From its next start on it is a peer of another version, its other services too.
+    pub fn speak(&mut self, wire_version: &str) {
+        self.wire_version = wire_version.to_owned();
+        let tls = Tls::speaking(wire_version, &self.secret, &self.identity, Room::Gateway).unwrap();
+        self.channels = Channels::new(tls);
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     pub async fn start(&mut self, bootstrap: &[String]) {
-        let config = Config::with_identity(&self.file, bootstrap, self.identity.clone()).unwrap();
+        let mut config = Config::with_identity(&self.file, bootstrap, self.identity.clone()).unwrap();
+        config.wire_version.clone_from(&self.wire_version);
         let grpc = loop {
             // The port may still be in the hands of what ran before.
             match TcpListener::bind(&self.address).await {
@@ -327,6 +352,16 @@ impl Drop for Peer {
     }
 }
 
+/// A pin that only `holder` is to hold.
+pub async fn pin_only_at(asked: &Peer, number: u32, holder: &Peer) {
+    let mut only_there = request(number);
+    let options = only_there.options.as_mut().unwrap();
+    (options.replication_factor_min, options.replication_factor_max) = (1, 1);
+    only_there.user_allocations = vec![holder.id()];
+    let call = PinCall { request: Some(only_there), request_key: Vec::new() };
+    asked.pins().pin(call).await.unwrap();
+}
+
 /// A CID of raw bytes, by number.
 pub fn cid(number: u32) -> Vec<u8> {
     let mut bytes = vec![1, 0x55, 0, 20];
@@ -342,5 +377,24 @@ pub fn request(number: u32) -> types::PinRequest {
         max_depth: -1,
         options: Some(types::PinOptions::default()),
         ..types::PinRequest::default()
+    }
+}
+
+pub async fn pin(peer: &Peer, number: u32) -> Result<PinReply, pinfold_common::Error> {
+    let call = PinCall { request: Some(request(number)), request_key: Vec::new() };
+    Ok(peer.pins().pin(call).await.map_err(pinfold_common::Error::from)?.into_inner())
+}
+
+/// Where the leader is among `peers`.
+pub async fn leader(peers: &[Peer]) -> usize {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        for (place, peer) in peers.iter().enumerate() {
+            if peer.status().await.is_some_and(|status| status.ready && status.leader == peer.id()) {
+                return place;
+            }
+        }
+        assert!(Instant::now() < deadline, "no leader");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -12,6 +12,10 @@ use crate::local::Programs;
 use crate::local::peer::Peer;
 use crate::local::service::Tell;
 
+/// A service refuses its configuration or state, or the peer is not a member any more; as the services say it.
+const EXIT_REFUSED: u8 = 78;
+const EXIT_REMOVED: u8 = 77;
+const EXIT_NOT_LEFT: u8 = 79;
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 pub async fn run(global: &Global, arguments: Daemon) -> Outcome {
@@ -26,6 +30,10 @@ pub async fn run(global: &Global, arguments: Daemon) -> Outcome {
     let outcome = shutdown.race(watch(&peer)).await;
     eprintln!("stopping");
     peer.stop().await;
+    if peer.consensus_exit_code() == Some(i32::from(EXIT_NOT_LEFT)) {
+        eprintln!("{}", peer.last_words().unwrap_or_else(|| "this peer could not leave the cluster".to_owned()));
+        return Err(Failure::Exit(EXIT_NOT_LEFT));
+    }
     outcome.unwrap_or(Ok(()))
 }
 
@@ -37,7 +45,7 @@ async fn watch(peer: &Peer) -> Outcome {
     loop {
         let state = peer.not_ready().await.map_err(|error| {
             eprintln!("{error}");
-            Failure::Exit(78)
+            Failure::Exit(if peer.is_removed() { EXIT_REMOVED } else { EXIT_REFUSED })
         })?;
         match state {
             None if !was_ready => {

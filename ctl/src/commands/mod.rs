@@ -38,7 +38,20 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Id => id::run(&Client::connect(&global).await?, encoding).await,
         Command::Version => version::run(&Client::connect(&global).await?, encoding).await,
         Command::Peers(Peers::Ls) => peers::ls::run(&Client::connect(&global).await?, encoding).await,
-        Command::Peers(Peers::Rm { peer }) => peers::rm::run(&Client::connect(&global).await?, &peer.0).await,
+        Command::Peers(Peers::Digest) => peers::digest::run(&Client::connect(&global).await?, encoding).await,
+        Command::Peers(Peers::Add { peer, address }) => {
+            peers::add::run(&Client::connect(&global).await?, encoding, &peer.0, address).await
+        }
+        Command::Peers(Peers::Rm { peer, force }) => {
+            let how = if force { peers::rm::How::AtOnce } else { peers::rm::How::WhenNothingIsLeft };
+            peers::rm::run(&Client::connect(&global).await?, encoding, &peer.0, how).await
+        }
+        Command::Peers(Peers::Drain { peer }) => {
+            peers::drain::run(&Client::connect(&global).await?, encoding, &peer.0).await
+        }
+        Command::Peers(Peers::Undrain { peer }) => {
+            peers::undrain::run(&Client::connect(&global).await?, encoding, &peer.0).await
+        }
         Command::Add(arguments) => add::run(&Client::connect(&global).await?, encoding, arguments).await,
         Command::Pin(arguments) => {
             let command = arguments.command.unwrap_or(PinCommand::Add(arguments.add));

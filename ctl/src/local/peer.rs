@@ -15,6 +15,8 @@ use super::service::{Plan, Service, State, Tell};
 use super::{LocalError, Programs, Result};
 
 const POLL: Duration = Duration::from_millis(50);
+/// What consensus-svc needs beside leaving itself.
+const LEAVE_MARGIN: Duration = Duration::from_secs(30);
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// In the order in which they are started.
@@ -28,6 +30,8 @@ pub struct Peer {
     pub api: String,
     /// Multiaddress of its consensus service with /p2p/<id>: what others bootstrap to.
     pub bootstrap_address: String,
+    /// It leaves the cluster on a clean stop, and has so long for it.
+    leaves_within: Option<Duration>,
     services: Vec<(Room, Service)>,
 }
 
@@ -41,6 +45,10 @@ impl Peer {
         let identity = Identity::load(folder)?;
         let consensus = file.announce(Room::Consensus)?;
         let api = file.announce(Room::Gateway)?;
+        let leaves_within = match file.bool("cluster.leave_on_shutdown")? {
+            true => Some(file.positive_duration("cluster.leave_timeout")? + LEAVE_MARGIN),
+            false => None,
+        };
         let logs = folder.join("logs");
         std::fs::create_dir_all(&logs).map_err(|error| {
             LocalError::new(format!("{} can't be made: {error}; is the folder writable?", logs.display()))
@@ -65,6 +73,7 @@ impl Peer {
             peer_id: identity.peer_id,
             api,
             bootstrap_address: format!("{}/p2p/{}", address::multiaddr_of(&consensus)?, identity.peer_id),
+            leaves_within,
             services,
         })
     }
@@ -75,6 +84,21 @@ impl Peer {
 
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.iter().map(|(_, service)| service)
+    }
+
+    /// The exit code with which consensus-svc was stopped.
+    pub fn consensus_exit_code(&self) -> Option<i32> {
+        self.service(Room::Consensus).and_then(Service::exit_code)
+    }
+
+    /// The last line of consensus-svc's log.
+    pub fn last_words(&self) -> Option<String> {
+        self.service(Room::Consensus).and_then(|service| last_line(service.log()))
+    }
+
+    /// Its consensus-svc has ended because the peer is not a member any more.
+    pub fn is_removed(&self) -> bool {
+        self.service(Room::Consensus).is_some_and(|service| service.state() == State::Removed)
     }
 
     /// A connection to the public API, made when it is first used.
@@ -94,6 +118,11 @@ impl Peer {
                         service.name(),
                         last_line(service.log()).unwrap_or_else(|| format!("see {}", service.log().display()))
                     )));
+                }
+                State::Removed => {
+                    return Err(LocalError::new(
+                        last_line(service.log()).unwrap_or_else(|| "this peer was removed".to_owned()),
+                    ));
                 }
                 State::Starting | State::Running { .. } => {}
                 State::BackingOff { why } => return Ok(Some(format!("{} {why}", service.name()))),
@@ -135,8 +164,12 @@ impl Peer {
         }
     }
 
-    /// Stops cleanly: the gateway first, so that nothing new comes in, consensus last (beh:B5.4).
+    /// Stops cleanly: the gateway first, so that nothing new comes in, consensus last (beh:B5.4). A peer that leaves does
+    /// so first, while all of it runs: the others copy from it what only it has.
     pub async fn stop(&self) {
+        if let (Some(deadline), Some(consensus)) = (self.leaves_within, self.service(Room::Consensus)) {
+            consensus.stop_within(deadline).await;
+        }
         for room in [Room::Gateway, Room::Connector, Room::Monitor, Room::Consensus] {
             if let Some(service) = self.service(room) {
                 service.stop().await;

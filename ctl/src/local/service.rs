@@ -21,6 +21,8 @@ const QUIET: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// The exit code of a service that refuses its configuration or state: starting it again changes nothing.
 const REFUSED: i32 = 78;
+/// That of a consensus-svc whose peer is not a member any more: the same, for that reason.
+const REMOVED: i32 = 77;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -46,11 +48,14 @@ pub enum State {
     },
     /// Refuses to run: exit code 78. The log says why.
     Refused,
+    /// Its peer was removed from the cluster: exit code 77.
+    Removed,
     Stopped,
 }
 
 enum Order {
-    Stop,
+    /// Cleanly, within this time.
+    Stop(Duration),
     Kill,
     Start,
 }
@@ -87,6 +92,7 @@ impl Drop for Registered {
 pub struct Service {
     plan: Plan,
     state: watch::Receiver<State>,
+    exit_code: watch::Receiver<Option<i32>>,
     orders: mpsc::Sender<Order>,
     shutdown: Shutdown,
 }
@@ -97,11 +103,13 @@ pub type Tell = Arc<dyn Fn(&str, &str) + Send + Sync>;
 impl Service {
     pub fn start(plan: Plan, tell: Tell) -> Service {
         let (state_sender, state) = watch::channel(State::Starting);
+        let (exit_sender, exit_code) = watch::channel(None);
         let (orders, receiver) = mpsc::channel(4);
         let shutdown = Shutdown::new();
-        let supervisor = Supervisor { plan: plan.clone(), state: state_sender, orders: receiver, tell };
+        let supervisor =
+            Supervisor { plan: plan.clone(), state: state_sender, exit_code: exit_sender, orders: receiver, tell };
         tokio::spawn(supervisor.run(shutdown.clone()));
-        Service { plan, state, orders, shutdown }
+        Service { plan, state, exit_code, orders, shutdown }
     }
 
     pub fn name(&self) -> &str {
@@ -123,7 +131,7 @@ impl Service {
     pub fn pid(&self) -> Option<u32> {
         match self.state() {
             State::Running { pid } => Some(pid),
-            State::Starting | State::BackingOff { .. } | State::Refused | State::Stopped => None,
+            State::Starting | State::BackingOff { .. } | State::Refused | State::Removed | State::Stopped => None,
         }
     }
 
@@ -135,9 +143,19 @@ impl Service {
         kill_process(pid, signal).map_err(|error| LocalError::new(format!("signal {}: {error}", self.name())))
     }
 
+    /// That of the process that was stopped last; `None`: none was, or a signal ended it.
+    pub fn exit_code(&self) -> Option<i32> {
+        *self.exit_code.borrow()
+    }
+
     /// Ends the process cleanly and leaves it stopped until `resume`.
     pub async fn stop(&self) {
-        let _ = self.orders.send(Order::Stop).await;
+        self.stop_within(STOP_DEADLINE).await;
+    }
+
+    /// The same, for one that needs longer.
+    pub async fn stop_within(&self, deadline: Duration) {
+        let _ = self.orders.send(Order::Stop(deadline)).await;
         let mut state = self.state.clone();
         let _ = state.wait_for(|state| *state == State::Stopped).await;
     }
@@ -153,7 +171,7 @@ impl Service {
     pub async fn resume(&self) {
         let _ = self.orders.send(Order::Start).await;
         let mut state = self.state.clone();
-        let _ = state.wait_for(|state| matches!(state, State::Running { .. } | State::Refused)).await;
+        let _ = state.wait_for(|state| matches!(state, State::Running { .. } | State::Refused | State::Removed)).await;
     }
 }
 
@@ -167,6 +185,7 @@ impl Drop for Service {
 struct Supervisor {
     plan: Plan,
     state: watch::Sender<State>,
+    exit_code: watch::Sender<Option<i32>>,
     orders: mpsc::Receiver<Order>,
     tell: Tell,
 }
@@ -175,6 +194,7 @@ struct Supervisor {
 enum End {
     Died(String),
     Refused,
+    Removed,
     Stopped,
     ShutDown,
 }
@@ -192,6 +212,11 @@ impl Supervisor {
                     self.state.send_replace(State::Refused);
                     true
                 }
+                End::Removed => {
+                    self.say("has stopped: this peer was removed from the cluster");
+                    self.state.send_replace(State::Removed);
+                    true
+                }
                 End::Died(why) => {
                     if started.elapsed() > QUIET {
                         back_off = FIRST_BACK_OFF;
@@ -205,7 +230,7 @@ impl Supervisor {
                         () = shutdown.triggered() => return,
                         order = self.orders.recv() => match order {
                             Some(Order::Start) => false,
-                            Some(Order::Stop | Order::Kill) => {
+                            Some(Order::Stop(_) | Order::Kill) => {
                                 self.state.send_replace(State::Stopped);
                                 true
                             }
@@ -226,7 +251,7 @@ impl Supervisor {
                 () = shutdown.triggered() => return false,
                 order = self.orders.recv() => match order {
                     Some(Order::Start) => return true,
-                    Some(Order::Stop | Order::Kill) => {
+                    Some(Order::Stop(_) | Order::Kill) => {
                         self.state.send_replace(State::Stopped);
                     }
                     None => return false,
@@ -261,8 +286,8 @@ impl Supervisor {
                         self.state.send_replace(State::Stopped);
                         return End::Stopped;
                     }
-                    Some(Order::Stop) => {
-                        self.terminate(&mut child).await;
+                    Some(Order::Stop(deadline)) => {
+                        self.terminate(&mut child, deadline).await;
                         self.state.send_replace(State::Stopped);
                         return End::Stopped;
                     }
@@ -289,16 +314,20 @@ impl Supervisor {
             .spawn()
     }
 
-    async fn terminate(&self, child: &mut Child) {
+    async fn terminate(&self, child: &mut Child, deadline: Duration) {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
             let _ = kill_process(pid, Signal::TERM);
         }
-        if tokio::time::timeout(STOP_DEADLINE, child.wait()).await.is_err() {
-            self.say(&format!("did not stop within {STOP_DEADLINE:?}; killing it"));
-            let _ = child.start_kill();
-            let _ = child.wait().await;
-        }
+        let ended = match tokio::time::timeout(deadline, child.wait()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.say(&format!("did not stop within {deadline:?}; killing it"));
+                let _ = child.start_kill();
+                child.wait().await
+            }
+        };
+        self.exit_code.send_replace(ended.ok().and_then(|status| status.code()));
     }
 
     fn say(&self, sentence: &str) {
@@ -311,6 +340,7 @@ fn ended(status: std::io::Result<ExitStatus>) -> End {
     match status {
         Err(error) => End::Died(format!("is lost: {error}")),
         Ok(status) if status.code() == Some(REFUSED) => End::Refused,
+        Ok(status) if status.code() == Some(REMOVED) => End::Removed,
         Ok(status) => End::Died(match (status.code(), status.signal()) {
             (Some(code), _) => format!("ended with exit code {code}"),
             (None, Some(signal)) => format!("was ended by signal {signal}"),

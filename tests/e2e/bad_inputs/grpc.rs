@@ -275,7 +275,7 @@ async fn grpc_refuses_by_name() {
     let mut peers = cluster.api(0);
     let add = api::AddPeerRequest { peer_id: vec![1, 2, 3], address: String::new() };
     watch.note("add a peer that is none", refusal(peers.add_peer(add).await, INVALID, "invalid_argument", "peer ID"));
-    let remove = api::RemovePeerRequest { peer_id: Vec::new() };
+    let remove = api::RemovePeerRequest::default();
     watch.note("remove nobody", refusal(peers.remove_peer(remove).await, INVALID, "invalid_argument", "peer ID"));
 
     // Bytes instead of messages, and methods that are not there.

@@ -23,10 +23,13 @@ const ROOMS: [Room; 3] = [Room::Consensus, Room::Monitor, Room::Connector];
 /// Every service between the rooms with its methods.
 const METHODS: &[(&str, &[&str])] = &[
     ("pinfold.consensus.v1.Pins", &["Pin", "PinMany", "Unpin", "Get", "List", "Follow", "AllocateForAdd"]),
-    ("pinfold.consensus.v1.Peers", &["Status", "Watch", "Add", "Remove"]),
-    ("pinfold.consensus.v1.Forward", &["Pin", "PinMany", "Unpin", "AllocateForAdd", "ReadIndex", "RemovePeer"]),
+    ("pinfold.consensus.v1.Peers", &["Status", "Watch", "Add", "Remove", "Drain", "Digest", "Departures"]),
+    (
+        "pinfold.consensus.v1.Forward",
+        &["Pin", "PinMany", "Unpin", "AllocateForAdd", "ReadIndex", "RemovePeer", "DrainPeer"],
+    ),
     ("pinfold.consensus.v1.Raft", &["Append", "Vote", "PreVote", "Snapshot", "TransferLeader"]),
-    ("pinfold.consensus.v1.Membership", &["Join"]),
+    ("pinfold.consensus.v1.Membership", &["Join", "Invite"]),
     (
         "pinfold.monitor.v1.Monitor",
         &["Publish", "Contacts", "Allocate", "LatestMetrics", "MetricNames", "Verdicts", "Alerts"],

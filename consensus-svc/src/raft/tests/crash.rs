@@ -34,7 +34,7 @@ async fn start(folder: &Path) -> Node {
         cluster_id: CLUSTER_ID.to_vec(),
         node_id: 1,
         stores: Stores::open(folder).await.unwrap(),
-        links: Links::new(&tls),
+        links: Links::new(&tls, &Default::default()),
     };
     let node = Node::start(start).await.unwrap();
     if !node.status().borrow().is_initialized {

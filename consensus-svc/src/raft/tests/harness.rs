@@ -121,7 +121,7 @@ impl Cluster {
             cluster_id: CLUSTER_ID.to_vec(),
             node_id: process.node_id,
             stores,
-            links: Links::new(&tls),
+            links: Links::new(&tls, &Default::default()),
         };
         let node = Node::start(start).await.unwrap();
         let shutdown = Shutdown::new();

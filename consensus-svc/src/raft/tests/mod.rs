@@ -260,7 +260,7 @@ async fn a_removed_node_is_told() {
     let leader = cluster.leader().await;
     leader.node().propose(found(&cluster)).await.unwrap();
     let gone = cluster.processes.iter().find(|process| process.node_id != leader.node_id).unwrap();
-    let remove = storage::Remove { peer_id: gone.peer_id().to_bytes(), node_id: gone.node_id };
+    let remove = storage::Remove { peer_id: gone.peer_id().to_bytes(), node_id: gone.node_id, ..Default::default() };
     let command = storage::Command { command: Some(Kind::Remove(remove)), ..Default::default() };
     leader.node().propose(command).await.unwrap();
     leader.node().remove_nodes(BTreeSet::from([gone.node_id])).await.unwrap();

@@ -34,7 +34,7 @@ use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
 use crate::pinset::{Outcome, PeerTable, View};
 pub use copy::{Copy, Incoming};
-pub use read::{Chunk, Holding};
+pub use read::{Chunk, Digest, Holding};
 use rows::{Rows, Statements};
 use writer::{Op, Writer};
 

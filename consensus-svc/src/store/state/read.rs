@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use pinfold_proto::{storage, types};
-use sqlx::Row;
+use sqlx::{Connection as _, Row};
 
 use super::State;
 use super::rows::{decode, decode_pin};
@@ -25,6 +26,15 @@ pub struct Chunk {
     pub next: Option<Vec<u8>>,
     /// At least everything up to here is in it.
     pub index: u64,
+}
+
+/// What two peers compare to know whether they have the same pinset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    pub index: u64,
+    pub lineage: u64,
+    pub pins: u64,
+    pub sha256: Vec<u8>,
 }
 
 /// A pin and where to resume after it.
@@ -136,6 +146,28 @@ impl State {
         Ok(row.get::<i64, _>(0) as u64)
     }
 
+    /// How many pins are allocated to `peer`, and how many it is leaving.
+    pub async fn count_held_by(&self, peer: &[u8]) -> Result<(u64, u64)> {
+        let sql = "SELECT leaving, count(*) FROM allocations WHERE leaving IN (0, 1) \
+                   AND holder = (SELECT slot FROM holders WHERE peer = ?) GROUP BY leaving";
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query(sql).bind(peer).fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
+        let count = |leaving: i64| {
+            let row = rows.iter().find(|row| row.get::<i64, _>(0) == leaving);
+            row.map_or(0, |row| row.get::<i64, _>(1) as u64)
+        };
+        Ok((count(0), count(1)))
+    }
+
+    /// Whether no pin names `peer` as a holder any more, allocated or leaving.
+    pub async fn holds_nothing(&self, peer: &[u8]) -> Result<bool> {
+        let sql = "SELECT 1 FROM allocations WHERE leaving IN (0, 1) \
+                   AND holder = (SELECT slot FROM holders WHERE peer = ?) LIMIT 1";
+        let mut reader = self.reader().await?;
+        let row = sqlx::query(sql).bind(peer).fetch_optional(&mut *reader).await.map_err(Error::sqlite(READING))?;
+        Ok(row.is_none())
+    }
+
     /// Every peer that an entry names or once named, whether it is still a member or not.
     pub async fn holders(&self) -> Result<Vec<Vec<u8>>> {
         let mut reader = self.reader().await?;
@@ -160,6 +192,25 @@ impl State {
             .await
             .map_err(Error::sqlite(READING))?;
         rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
+    }
+
+    /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory.
+    pub async fn digest(&self) -> Result<Digest> {
+        let mut reader = self.reader().await?;
+        let mut snapshot = reader.begin().await.map_err(Error::sqlite(READING))?;
+        let row = sqlx::query("SELECT applied, lineage, pin_count FROM status").fetch_one(&mut *snapshot).await;
+        let row = row.map_err(Error::sqlite(READING))?;
+        let applied = row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID"));
+        let index = applied.transpose()?.map_or(0, |applied| applied.index);
+        let (lineage, pins) = (row.get::<i64, _>(1) as u64, row.get::<i64, _>(2) as u64);
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        let mut rows = sqlx::query("SELECT v FROM pins ORDER BY cid").fetch(&mut *snapshot);
+        while let Some(row) = rows.try_next().await.map_err(Error::sqlite(READING))? {
+            let entry: &[u8] = row.get(0);
+            hash.update(&(entry.len() as u64).to_be_bytes());
+            hash.update(entry);
+        }
+        Ok(Digest { index, lineage, pins, sha256: hash.finish().as_ref().to_vec() })
     }
 
     /// A connection to the state's file of the moment. One that is replaced meanwhile can be read for a while.

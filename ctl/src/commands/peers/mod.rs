@@ -1,4 +1,8 @@
 //! `ctl peers …`
 
+pub mod add;
+pub mod digest;
+pub mod drain;
 pub mod ls;
 pub mod rm;
+pub mod undrain;

@@ -1,0 +1,366 @@
+//! How a peer leaves: the removal is an order in its row, and the leader's loop carries it out when nothing is left there
+//! (beh:B4.8, protocols.md 7).
+//!
+//! Level, not edge: draining and removing are marks that are committed, what is left is a query over an index, and the
+//! re-pinner works by the same marks. So an order can be given twice, its asker can go away, and the next leader goes on
+//! where the last one stopped. This module moves no pin and never removes a peer that has the only copy of something,
+//! unless it was told to in so many words.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinfold_common::ids::peer_from_bytes;
+use pinfold_common::shutdown::Shutdown;
+use pinfold_common::{Code, Error, PeerId, Result};
+use pinfold_proto::consensus::{DrainPeerCall, RemovePeerCall};
+use pinfold_proto::storage::command::Command as Kind;
+use pinfold_proto::types::Departure;
+use pinfold_proto::types::departure::Phase;
+use pinfold_proto::types::peer::State;
+use pinfold_proto::{storage, types};
+use tokio::time::Instant;
+
+use super::{propose, refused};
+use crate::coordinator::Origin;
+use crate::core::{Core, Leader, at_leader};
+use crate::pinset::PeerTable;
+
+/// The longest that one call waits for a removal; it goes on by itself afterwards.
+const LONGEST_WAIT: Duration = Duration::from_secs(50);
+/// The leader looks at the orders again after so long, without being woken; and who waits for one, too.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A peer that leaves says so often how far it is.
+const LEAVE_LOOK: Duration = Duration::from_secs(2);
+/// For an order that failed to be called off.
+const CALL_OFF_DEADLINE: Duration = Duration::from_secs(5);
+/// Pins of one page, when a removal looks for only copies.
+const HOLDINGS_PAGE: usize = 500;
+/// A voter that runs answers at least once in so many heartbeats.
+const ANSWER_HEARTBEATS: u32 = 3;
+
+/// Orders a removal at the leader, and waits for it where the caller is.
+pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Result<Departure> {
+    let peer = peer_from_bytes(&request.peer_id)?;
+    let wait = match request.wait_ms {
+        0 => LONGEST_WAIT,
+        wait_ms => Duration::from_millis(u64::from(wait_ms)).min(LONGEST_WAIT),
+    };
+    let ordered = match core.leader_for(origin).await? {
+        Leader::This { term } => order_removal(core, &peer, request.force, term).await?,
+        Leader::Other(leader) if origin == Origin::Own => {
+            let mut client = core.forward_client(&leader)?;
+            let asked = client.remove_peer(request);
+            let reply = at_leader("remove a peer at the leader", Core::FORWARD_DEADLINE, asked).await?;
+            reply.departure.unwrap_or_default()
+        }
+        Leader::Other(_) | Leader::Nobody => return Err(core.not_leading()),
+    };
+    match origin {
+        Origin::Forwarded => Ok(ordered),
+        Origin::Own if ordered.node_id == 0 => Ok(ordered),
+        Origin::Own => wait_for_removal(core, ordered, wait).await,
+    }
+}
+
+/// Marks the peer, or takes it out at once when it was told to. Who is not there is removed already, as in the original.
+async fn order_removal(core: &Core, peer: &PeerId, force: bool, term: u64) -> Result<Departure> {
+    let facts = core.state.facts();
+    let Some(row) = facts.peers.member(&peer.to_bytes()) else {
+        return Ok(Departure { peer_id: peer.to_bytes(), phase: Phase::Removed as i32, ..Departure::default() });
+    };
+    check_quorum_without(core, &facts.peers, row.node_id, &heard_now(core).await)?;
+    if force {
+        take_out(core, row, term, Condition::None).await?;
+        return departure(core, row.node_id, &row.peer_id).await;
+    }
+    if core.config.disable_repinning {
+        check_no_only_copy(core, peer, &facts.peers).await?;
+    }
+    let mark = storage::Drain { peer_id: row.peer_id.clone(), draining: true, removing: true };
+    refused(propose(core, term, Kind::Drain(mark)).await?)?;
+    departure(core, row.node_id, &row.peer_id).await
+}
+
+/// Under which a removal is still wanted when it is applied.
+enum Condition {
+    None,
+    StillOrdered,
+}
+
+async fn take_out(core: &Core, row: &types::Peer, term: u64, condition: Condition) -> Result<()> {
+    let only_if_removing = match condition {
+        Condition::None => false,
+        Condition::StillOrdered => true,
+    };
+    let remove = storage::Remove { peer_id: row.peer_id.clone(), node_id: row.node_id, only_if_removing };
+    refused(propose(core, term, Kind::Remove(remove)).await?)?;
+    core.membership_changed.notify_one();
+    tracing::info!(peer = row.name, node = row.node_id, "removed a peer");
+    Ok(())
+}
+
+/// Until the peer is out of the peerset and of Raft's configuration as this peer sees them, or the wait is over.
+async fn wait_for_removal(core: &Core, ordered: Departure, wait: Duration) -> Result<Departure> {
+    let deadline = Instant::now() + wait;
+    let mut facts = core.state.watch_facts();
+    let mut status = core.raft.status();
+    loop {
+        let is_removed = facts.borrow_and_update().peers.is_removed(ordered.node_id);
+        let is_out = !status.borrow_and_update().is_member(ordered.node_id) || ordered.node_id == core.node_id;
+        if (is_removed && is_out) || Instant::now() >= deadline {
+            return departure(core, ordered.node_id, &ordered.peer_id).await;
+        }
+        let look = tokio::time::sleep(LOOK_INTERVAL.min(deadline.saturating_duration_since(Instant::now())));
+        tokio::select! {
+            () = look => {}
+            changed = facts.changed() => changed.map_err(|_| Error::unavailable("this peer is stopping"))?,
+            changed = status.changed() => changed.map_err(|_| Error::unavailable("this peer is stopping"))?,
+        }
+    }
+}
+
+/// Marks a peer as draining, or takes the mark away, which calls off a removal too. One hop to the leader.
+pub async fn drain(core: &Core, request: DrainPeerCall, origin: Origin) -> Result<Departure> {
+    let peer = peer_from_bytes(&request.peer_id)?;
+    match core.leader_for(origin).await? {
+        Leader::This { term } => {
+            let mark = storage::Drain { peer_id: peer.to_bytes(), draining: request.draining, removing: false };
+            let row = refused(propose(core, term, Kind::Drain(mark)).await?)?;
+            departure(core, row.map_or(0, |row| row.node_id), &peer.to_bytes()).await
+        }
+        Leader::Other(leader) if origin == Origin::Own => {
+            let mut client = core.forward_client(&leader)?;
+            let asked = client.drain_peer(request);
+            let reply = at_leader("drain a peer at the leader", Core::FORWARD_DEADLINE, asked).await?;
+            Ok(reply.departure.unwrap_or_default())
+        }
+        Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),
+    }
+}
+
+/// This peer takes itself out, within `patience`. What it can't be done in is called off again: a peer that stops as a
+/// member is not removed behind its back later (beh:B4.10).
+pub async fn leave(core: &Core, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    let before = core.state.facts().peers.node(core.node_id).cloned().unwrap_or_default();
+    let error = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait_ms = LEAVE_LOOK.min(left).as_millis().max(1) as u32;
+        let call = RemovePeerCall { peer_id: core.own_bytes.clone(), force: false, wait_ms };
+        let error = match tokio::time::timeout(left, remove(core, call, Origin::Own)).await {
+            Ok(Ok(departure)) if departure.phase() == Phase::Removed => return Ok(()),
+            Ok(Ok(departure)) => {
+                tracing::info!(allocated = departure.allocated, leaving = departure.leaving, "leaving the cluster");
+                let items = departure.allocated + departure.leaving;
+                Error::unavailable(format!("{items} items are not confirmed elsewhere within {patience:?}"))
+            }
+            Ok(Err(error)) if error.code.is_retryable() || error.code == Code::OutcomeUnknown => {
+                tracing::info!(%error, "leaving the cluster");
+                tokio::time::sleep(LOOK_INTERVAL.min(left)).await;
+                error
+            }
+            Ok(Err(error)) => break error,
+            Err(_) => Error::unavailable(format!("no answer within {patience:?}")),
+        };
+        if Instant::now() >= deadline {
+            break error;
+        }
+    };
+    if !before.removing
+        && let Err(failed) = call_off(core, before.draining).await
+    {
+        return Err(error.context(format!("the order could not be called off ({failed})")));
+    }
+    Err(error)
+}
+
+/// The end of the draining ends the order; a peer that was draining before drains again.
+async fn call_off(core: &Core, was_draining: bool) -> Result<()> {
+    let mark = |draining| DrainPeerCall { peer_id: core.own_bytes.clone(), draining };
+    let work = async {
+        drain(core, mark(false), Origin::Own).await?;
+        if was_draining {
+            drain(core, mark(true), Origin::Own).await?;
+        }
+        Ok(())
+    };
+    let late = || Error::unavailable(format!("no answer within {CALL_OFF_DEADLINE:?}"));
+    tokio::time::timeout(CALL_OFF_DEADLINE, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Every draining peer, as this peer's state has it.
+pub async fn departures(core: &Core) -> Result<Vec<Departure>> {
+    let facts = core.state.facts();
+    let mut found = Vec::new();
+    for row in facts.peers.members().filter(|row| row.draining) {
+        found.push(departure(core, row.node_id, &row.peer_id).await?);
+    }
+    Ok(found)
+}
+
+/// How far it is, by this peer's state. A peer that does not drain has no phase.
+async fn departure(core: &Core, node_id: u64, peer_id: &[u8]) -> Result<Departure> {
+    let facts = core.state.facts();
+    let row = facts.peers.node(node_id);
+    let (allocated, leaving) = core.state.count_held_by(peer_id).await.map_err(unreadable)?;
+    Ok(Departure {
+        peer_id: peer_id.to_vec(),
+        node_id,
+        phase: phase(row, allocated + leaving, core.config.disable_repinning) as i32,
+        allocated,
+        leaving,
+        removing: row.is_some_and(|row| row.removing),
+    })
+}
+
+/// PURE: what the row and the number of items say together.
+fn phase(row: Option<&types::Peer>, items: u64, disable_repinning: bool) -> Phase {
+    match row {
+        None => Phase::Unspecified,
+        Some(row) if row.state() == State::Removed => Phase::Removed,
+        Some(row) if !row.draining => Phase::Unspecified,
+        Some(_) if items == 0 => Phase::Drained,
+        Some(_) if disable_repinning => Phase::Draining,
+        Some(_) => Phase::Reallocating,
+    }
+}
+
+fn unreadable(error: crate::store::Error) -> Error {
+    Error::internal(format!("read what a peer holds: {error}"))
+}
+
+/// Carries the orders out while this peer leads, one after the other, until `shutdown`.
+pub async fn finish_removals(core: Arc<Core>, shutdown: Shutdown) {
+    let mut facts = core.state.watch_facts();
+    let work = async {
+        let mut told = BTreeSet::new();
+        loop {
+            let leader = core.position.borrow().leader.clone();
+            if let Leader::This { term } = leader {
+                finish_one(&core, term, &mut told).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                changed = facts.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    shutdown.race(work).await;
+}
+
+/// Takes out the first that can go. `told` are the nodes whose waiting stands in the log already.
+async fn finish_one(core: &Core, term: u64, told: &mut BTreeSet<u64>) {
+    let facts = core.state.facts();
+    told.retain(|node_id| facts.peers.node(*node_id).is_some_and(|row| row.removing));
+    // The one before must be out of Raft's configuration first, or the count of voters would be a guess (seed:F23).
+    let is_changing = {
+        let status = core.raft.status();
+        let status = status.borrow();
+        status.is_joint || status.nodes.keys().any(|node_id| facts.peers.is_removed(*node_id))
+    };
+    if is_changing || !facts.peers.members().any(|row| row.removing) {
+        return;
+    }
+    let heard = heard_now(core).await;
+    for row in facts.peers.members().filter(|row| row.removing) {
+        let may_go = match may_go(core, &facts.peers, row, &heard).await {
+            Ok(()) => take_out(core, row, term, Condition::StillOrdered).await,
+            Err(error) => Err(error),
+        };
+        match may_go {
+            Ok(()) => return,
+            Err(error) if told.insert(row.node_id) => {
+                tracing::info!(peer = row.name, node = row.node_id, %error, "a removal waits");
+            }
+            Err(error) => tracing::debug!(peer = row.name, %error, "a removal waits"),
+        }
+    }
+}
+
+async fn may_go(core: &Core, peers: &PeerTable, row: &types::Peer, heard: &BTreeSet<u64>) -> Result<()> {
+    check_quorum_without(core, peers, row.node_id, heard)?;
+    if core.config.disable_repinning {
+        return check_no_only_copy(core, &peer_from_bytes(&row.peer_id)?, peers).await;
+    }
+    if core.state.holds_nothing(&row.peer_id).await.map_err(unreadable)? {
+        return Ok(());
+    }
+    Err(Error::unavailable("items that it holds are not confirmed elsewhere yet"))
+}
+
+/// The nodes that answer from now on: when one was last heard of before says nothing about it now (seed:F23).
+async fn heard_now(core: &Core) -> BTreeSet<u64> {
+    let since = std::time::Instant::now();
+    tokio::time::sleep(ANSWER_HEARTBEATS * core.raft.config().heartbeat_interval).await;
+    let heard = core.raft.contacts().all().into_iter().filter(|(_, at)| *at >= since).map(|(node_id, _)| node_id);
+    heard.chain(std::iter::once(core.node_id)).collect()
+}
+
+/// The voters that stay must have a running majority, or the removal would never be done and nothing else either.
+fn check_quorum_without(core: &Core, peers: &PeerTable, node_id: u64, heard: &BTreeSet<u64>) -> Result<()> {
+    let voters: Vec<u64> = {
+        let status = core.raft.status();
+        let status = status.borrow();
+        status.voters.iter().copied().filter(|voter| !peers.is_removed(*voter)).collect()
+    };
+    let (going, staying): (Vec<u64>, Vec<u64>) = voters.into_iter().partition(|voter| *voter == node_id);
+    if going.is_empty() {
+        return Ok(());
+    }
+    let running = staying.iter().filter(|voter| heard.contains(voter)).count();
+    if staying.is_empty() || running > staying.len() / 2 {
+        return Ok(());
+    }
+    Err(Error::rejected(format!(
+        "removing this peer would leave {} voters of which {running} are running: no majority; start the others, or \
+         remove one of those that do not run",
+        staying.len()
+    )))
+}
+
+/// Where nothing is moved, what is allocated to nobody else that is there would be lost.
+async fn check_no_only_copy(core: &Core, peer: &PeerId, peers: &PeerTable) -> Result<()> {
+    let bytes = peer.to_bytes();
+    let holds = |other: &Vec<u8>| {
+        peers.member(other).is_some_and(|row| match row.state() {
+            State::Healthy | State::Draining => !row.removing,
+            State::Away | State::Removed => false,
+        })
+    };
+    let mut after = 0;
+    loop {
+        let page = core.state.allocated_to(&bytes, after, HOLDINGS_PAGE).await.map_err(unreadable)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.row;
+        for held in &page {
+            let is_elsewhere = held.pin.allocations.iter().any(|other| *other != bytes && holds(other));
+            if !is_elsewhere {
+                let cid = pinfold_common::ids::cid_from_bytes(&held.pin.cid)?;
+                return Err(Error::rejected(format!(
+                    "peer {peer} has the only copy of {cid}, and may have more, and re-pinning is off: pin them to other \
+                     peers first, or force the removal and lose them"
+                )));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what a person sees of a removal follows from the row and the number of items alone.
+    #[test]
+    fn phases() {
+        let mut row = types::Peer { draining: true, removing: true, ..types::Peer::default() };
+        row.set_state(State::Draining);
+        assert_eq!(phase(Some(&row), 3, false), Phase::Reallocating);
+        assert_eq!(phase(Some(&row), 3, true), Phase::Draining);
+        assert_eq!(phase(Some(&row), 0, false), Phase::Drained);
+        row.set_state(State::Removed);
+        assert_eq!(phase(Some(&row), 3, false), Phase::Removed);
+        assert_eq!(phase(Some(&types::Peer::default()), 3, false), Phase::Unspecified);
+        assert_eq!(phase(None, 0, false), Phase::Unspecified);
+    }
+}

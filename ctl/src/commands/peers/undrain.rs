@@ -1,0 +1,14 @@
+//! `ctl peers undrain`
+
+use pinfold_common::PeerId;
+use pinfold_proto::api::DrainPeerRequest;
+
+use crate::cli::Encoding;
+use crate::client::{Client, Outcome};
+use crate::output;
+
+pub async fn run(client: &Client, encoding: Encoding, peer: &PeerId) -> Outcome {
+    let request = DrainPeerRequest { peer_id: peer.to_bytes(), draining: false };
+    let reply = client.cluster().drain_peer(request).await?.into_inner();
+    output::print_departure(encoding, peer, &reply.departure.unwrap_or_default())
+}
