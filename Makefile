@@ -1,6 +1,6 @@
-# Four targets: make up, make check, make test, make bench.
+# make up, make check, make test, make bench, make bench-peers.
 
-.PHONY: up check test bench
+.PHONY: up check test bench bench-peers
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -22,3 +22,8 @@ test:
 bench:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench $(if $(API),--api $(API)) $(BENCH)
+
+# 25 peers on this machine: 7 voters, 18 learners.
+bench-peers:
+	$(CARGO) build --release --workspace --bins
+	target/release/bench --large 25 $(BENCH)

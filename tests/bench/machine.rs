@@ -19,6 +19,18 @@ pub fn describe() {
     println!("commit:  {commit}, {profile}; clients and all peers share these cores");
 }
 
+/// The unit of times in /proc: what Linux shows to programs, whatever its own timer does.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that a process has spent since its start, in user and kernel mode.
+pub fn cpu_time(pid: u32) -> std::time::Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may have spaces; utime and stime are fields 14 and 15 of all.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    std::time::Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
+}
+
 /// Resident memory of a process in bytes.
 pub fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

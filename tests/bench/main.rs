@@ -3,6 +3,7 @@
 
 mod disk;
 mod etcd;
+mod large;
 mod load;
 mod machine;
 mod ours;
@@ -20,6 +21,9 @@ struct Arguments {
     /// Measure this API instead of our own clusters: http://host:port; the pins it makes are removed again
     #[arg(long)]
     api: Option<String>,
+    /// Measure one cluster of so many peers instead: joining, voters and learners, what they cost while idle
+    #[arg(long, value_name = "PEERS", value_parser = clap::value_parser!(u16).range(2..=50))]
+    large: Option<u16>,
     /// Seconds for each figure
     #[arg(long, default_value_t = 4)]
     seconds: u64,
@@ -73,7 +77,10 @@ async fn main() -> std::process::ExitCode {
     machine::describe();
     let outcome = match &arguments.api {
         Some(api) => rest::run(&mut report, api, &arguments).await,
-        None => ours::run(&mut report, &arguments).await,
+        None => match arguments.large {
+            Some(peers) => large::run(&mut report, peers).await,
+            None => ours::run(&mut report, &arguments).await,
+        },
     };
     if let Some(path) = &arguments.save {
         report.save(path);

@@ -94,7 +94,8 @@ async fn one_size(
         rest::add(report, &authority, arguments.add_mib).await?;
     }
     if arguments.wants(Part::Gap) {
-        gap(report, cluster).await?;
+        gap(report, cluster, Loss::Killed).await?;
+        gap(report, cluster, Loss::Stopped).await?;
     }
     if arguments.wants(Part::Restart) {
         restart(report, cluster).await?;
@@ -115,7 +116,7 @@ async fn full(report: &mut Report, cluster: &Cluster, authority: &str, arguments
     Ok(())
 }
 
-async fn leader(cluster: &Cluster) -> usize {
+pub async fn leader(cluster: &Cluster) -> usize {
     for (index, peer) in cluster.peers.iter().enumerate() {
         if let Ok(mut client) = cluster_client(&peer.api)
             && let Ok(reply) = client.id(api::IdRequest {}).await
@@ -131,7 +132,7 @@ fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(Endpoint::from_shared(format!("http://{authority}"))?.tcp_nodelay(true).connect_lazy())
 }
 
-fn cluster_client(authority: &str) -> Result<api::cluster_client::ClusterClient<Channel>, tonic::transport::Error> {
+pub fn cluster_client(authority: &str) -> Result<api::cluster_client::ClusterClient<Channel>, tonic::transport::Error> {
     Ok(api::cluster_client::ClusterClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
@@ -285,9 +286,23 @@ fn memory(report: &mut Report, cluster: &Cluster, name: &str, title: &str) -> f6
     largest
 }
 
-/// The leader's consensus is killed under 16 clients at the others: the longest time without an accepted pin.
-async fn gap(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
-    report.section("Leader killed under load");
+/// How the leader is lost.
+#[derive(Clone, Copy)]
+enum Loss {
+    Killed,
+    /// It hands over first.
+    Stopped,
+}
+
+/// The leader's consensus ends under 16 clients at the others: the longest time without an accepted pin.
+async fn gap(report: &mut Report, cluster: &Cluster, loss: Loss) -> Result<(), Failed> {
+    let (title, name, goal, most, first) = match loss {
+        Loss::Killed => ("Leader killed under load", "gap", "a gap below a second", Duration::from_secs(1), 1 << 46),
+        Loss::Stopped => {
+            ("Leader stopped under load", "gap.stopped", "a gap below 100 ms", Duration::from_millis(100), 3 << 45)
+        }
+    };
+    report.section(title);
     let leader = leader(cluster).await;
     let others: Vec<String> = cluster
         .peers
@@ -299,7 +314,7 @@ async fn gap(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
     let connections: Arc<Vec<Http>> =
         Arc::new((0..16).map(|client| Http::new(&others[client % others.len()])).collect());
     let accepted = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let counter = Arc::new(AtomicU64::new(1 << 46));
+    let counter = Arc::new(AtomicU64::new(first));
     let (seen, load) = (accepted.clone(), counter.clone());
     let load = tokio::spawn(async move {
         closed_loop(16, Duration::from_secs(8), &load, move |client, number| {
@@ -318,14 +333,17 @@ async fn gap(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
     });
     tokio::time::sleep(Duration::from_secs(3)).await;
     let service = cluster.peers[leader].service(Room::Consensus).ok_or("no consensus service")?;
-    service.kill_and_hold().await;
+    match loss {
+        Loss::Killed => service.kill_and_hold().await,
+        Loss::Stopped => service.stop().await,
+    }
     load.await?;
     service.resume().await;
     cluster.wait_ready(PATIENCE, |_, _| {}).await?;
     let times = accepted.lock().expect("not poisoned").clone();
     let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(PATIENCE);
-    report.figure("gap", "longest time without an accepted pin", longest.as_secs_f64(), "s");
-    report.goal("a gap below a second", longest < Duration::from_secs(1), &format!("{longest:.2?}"));
+    report.figure(name, "longest time without an accepted pin", longest.as_secs_f64(), "s");
+    report.goal(goal, longest < most, &format!("{longest:.2?}"));
     Ok(())
 }
 
@@ -351,7 +369,7 @@ async fn restart(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn write_until_accepted(authority: &str) -> Instant {
+pub async fn write_until_accepted(authority: &str) -> Instant {
     static NUMBER: AtomicU64 = AtomicU64::new(1 << 47);
     let started = Instant::now();
     loop {
