@@ -97,11 +97,14 @@ async fn seed_c16_moved_peers_find_each_other() {
         peer.ready().await;
     }
     pin(&peers[1], 2).await.unwrap();
-    let set = peerset(&peers[0]).await;
-    for peer in &peers {
-        let row = set.peers.iter().find(|row| row.peer_id == peer.id()).unwrap();
-        assert_eq!(row.addresses.as_ref().unwrap().consensus, peer.address);
-    }
+    until("the rows have the new addresses", || async {
+        let set = peerset(&peers[0]).await;
+        peers.iter().all(|peer| {
+            let row = set.peers.iter().find(|row| row.peer_id == peer.id());
+            row.and_then(|row| row.addresses.as_ref()).is_some_and(|addresses| addresses.consensus == peer.address)
+        })
+    })
+    .await;
 }
 
 /// Goal: founders whose lists differ do not wait in silence: the key and the other's list are named.

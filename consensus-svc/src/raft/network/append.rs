@@ -155,7 +155,7 @@ mod tests {
         let identity = Identity::generate();
         let tls = Tls::new(&ClusterSecret::generate(), &identity, Room::Consensus).unwrap();
         let context = Arc::new(Context {
-            links: Links::new(&tls),
+            links: Links::new(&tls, &Default::default()),
             cluster_id: b"a test cluster".to_vec(),
             own: 1,
             contacts: Default::default(),

@@ -35,7 +35,7 @@ pub async fn send(
     vote: Vote,
     snapshot: MachineSnapshot,
 ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-    let mut client = context.observe(target, client)?;
+    let mut client = client.map_err(unreachable)?;
     // Nobody there: no need to copy anything. A stream without a message asks for nothing.
     let reached = call("reach a node that needs a snapshot", context.patience, client.append(stream::empty())).await;
     drop(context.observe(target, reached)?);
