@@ -1,6 +1,6 @@
-# make up, make check, make test, make bench, make bench-peers.
+# make up, make check, make test, make bench, make bench-peers, make bench-failover.
 
-.PHONY: up check test bench bench-peers
+.PHONY: up check test bench bench-peers bench-failover
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -27,3 +27,8 @@ bench:
 bench-peers:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --large 25 $(BENCH)
+
+# Peers killed under a full pinset, and what became of every item; FAILOVER="five", "seven" or "growth" runs one part.
+bench-failover:
+	$(CARGO) build --release --workspace --bins
+	target/release/bench --failover $(FAILOVER) $(BENCH)

@@ -17,6 +17,7 @@ use pinfold_proto::connector::node_client::NodeClient;
 use pinfold_proto::connector::tracker_client::TrackerClient;
 use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
+use pinfold_proto::consensus::repin_client::RepinClient;
 use pinfold_proto::monitor::monitor_client::MonitorClient;
 use pinfold_proto::{consensus, monitor, types};
 use prost::Message as _;
@@ -46,6 +47,7 @@ pub struct Cluster {
     connector_address: String,
     pins: PinsClient<Channel>,
     peerset: PeersClient<Channel>,
+    repin: RepinClient<Channel>,
     monitor: MonitorClient<Channel>,
     node: NodeClient<Channel>,
     seen: Mutex<Seen>,
@@ -89,6 +91,7 @@ impl Cluster {
             peers,
             connector_address: config.connector.clone(),
             pins: PinsClient::new(to_consensus.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            repin: RepinClient::new(to_consensus.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             peerset: PeersClient::new(to_consensus).max_decoding_message_size(MAX_MESSAGE_BYTES),
             monitor: MonitorClient::new(to_monitor).max_decoding_message_size(MAX_MESSAGE_BYTES),
             node: NodeClient::new(to_connector).max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -104,6 +107,10 @@ impl Cluster {
 
     pub fn peerset(&self) -> PeersClient<Channel> {
         self.peerset.clone()
+    }
+
+    pub fn repin(&self) -> RepinClient<Channel> {
+        self.repin.clone()
     }
 
     pub fn monitor(&self) -> MonitorClient<Channel> {

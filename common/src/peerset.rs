@@ -152,6 +152,8 @@ impl From<PeerInfo> for types::Peer {
             // Only consensus-svc, which has the rows themselves, must know that an absent peer will go on draining.
             draining: info.state == PeerState::Draining,
             removing: false,
+            // The same goes for when it came back.
+            back_index: 0,
         }
     }
 }

@@ -18,6 +18,7 @@ use pinfold_proto::{WIRE_VERSION, types};
 use crate::coordinator::rules::{self, Factors};
 use crate::membership::MAX_NAME_BYTES;
 use crate::raft::RaftConfig;
+use crate::repin::plan::judge::CONTACT_FRESH;
 
 /// Timers below this are below what the scheduler can keep (config.md 4).
 const SHORTEST_TIMER: Duration = Duration::from_millis(5);
@@ -68,6 +69,26 @@ pub struct Config {
     pub raft: RaftConfig,
     /// Further members stay learners.
     pub max_voters: usize,
+    pub repin: RepinConfig,
+}
+
+/// Automatic re-pinning (docs/repin.md); the leader's own settings count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RepinConfig {
+    /// A peer may be away for so long before its copies count as lost.
+    pub grace: Duration,
+    /// A peer with a younger Raft message is there.
+    pub contact_fresh: Duration,
+    /// So long may an IPFS node be down; zero: for ever.
+    pub ipfs_down_after: Duration,
+    pub pins_per_second: u32,
+    /// Items that were moved to one peer and that it does not hold yet.
+    pub max_unconfirmed_per_peer: u64,
+    pub stop_fraction: f64,
+    /// The tag whose values are failure domains.
+    pub failure_domain: String,
+    /// `cluster.disable_repinning`, or a follower.
+    pub is_disabled: bool,
 }
 
 impl Config {
@@ -122,6 +143,7 @@ impl Config {
             disable_repinning: file.bool("cluster.disable_repinning")?,
             follower_mode: file.bool("cluster.follower_mode")?,
             raft: raft_config(file)?,
+            repin: repin_config(file)?,
             max_voters: max_voters(file)?,
             folder,
             identity,
@@ -236,6 +258,26 @@ fn raft_config(file: &File) -> Result<RaftConfig> {
     };
     config.validate()?;
     Ok(config)
+}
+
+fn repin_config(file: &File) -> Result<RepinConfig> {
+    let rate_key = "repin.pins_per_second";
+    let pins_per_second = u32::try_from(at_least_one(file, rate_key)?);
+    let stop_key = "repin.stop_fraction";
+    let stop_fraction = file.number(stop_key)?;
+    if !(stop_fraction > 0.0 && stop_fraction <= 1.0) {
+        return Err(Error::invalid(format!("{stop_key}: {stop_fraction} is not above 0 and at most 1")));
+    }
+    Ok(RepinConfig {
+        grace: file.duration("repin.grace")?,
+        contact_fresh: CONTACT_FRESH.min(2 * file.positive_duration("cluster.monitor_ping_interval")?),
+        ipfs_down_after: file.duration("repin.ipfs_down_after")?,
+        pins_per_second: pins_per_second.map_err(|_| Error::invalid(format!("{rate_key}: out of range")))?,
+        max_unconfirmed_per_peer: at_least_one(file, "repin.max_unconfirmed_per_peer")?,
+        stop_fraction,
+        failure_domain: file.string("repin.failure_domain")?,
+        is_disabled: file.bool("cluster.disable_repinning")? || file.bool("cluster.follower_mode")?,
+    })
 }
 
 /// The listed peers and this one, sorted. Unlike in the original, a bad ID is refused: a founder that counts the

@@ -18,6 +18,7 @@ use pinfold_common::{Error, PeerId, Result};
 use pinfold_proto::consensus::ReadIndexCall;
 use pinfold_proto::consensus::forward_client::ForwardClient;
 use pinfold_proto::consensus::membership_client::MembershipClient;
+use pinfold_proto::consensus::repin_forward_client::RepinForwardClient;
 use pinfold_proto::types;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -81,6 +82,8 @@ pub struct Core {
     pub elsewhere: watch::Sender<Option<Member>>,
     /// Why the others do not take this peer as it is, where a person must act: another version, another secret.
     pub trouble: watch::Sender<Option<String>>,
+    /// What the parts of re-pinning know of each other.
+    pub repin: crate::repin::Shared,
 }
 
 impl Core {
@@ -115,6 +118,11 @@ impl Core {
     pub fn forward_client(&self, peer: &PeerId) -> Result<ForwardClient<Channel>> {
         let client = ForwardClient::new(self.consensus_channel(peer)?);
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    pub fn repin_client(&self, peer: &PeerId) -> Result<RepinForwardClient<Channel>> {
+        let client = RepinForwardClient::new(self.consensus_channel(peer)?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     pub fn membership_client(&self, peer: &PeerId) -> Result<MembershipClient<Channel>> {

@@ -1,8 +1,8 @@
 //! The pinset and the peerset of a cluster, agreed on by Raft and kept in SQLite.
 //!
 //! Owns `raft/` and `member.json` of the peer's folder: log, state, settings, request keys. Does what the leader has
-//! to do: takes pin requests, follows the peerset, expires. Touches the disk and the other peers' consensus-svc, and
-//! asks monitors where pins go. Never asks an IPFS node, and never decides where a pin goes.
+//! to do: takes pin requests, follows the peerset, expires, re-pins. Touches the disk and the other peers' consensus-svc,
+//! asks monitors where pins go and who is missed, and connectors what they hold. Never asks an IPFS node, and never decides where a pin goes.
 //!
 //! Bird's-eye view: [`grpc`] decodes and calls; [`coordinator`] decides what a request means and proposes it; [`raft`]
 //! brings the proposal onto the disks of a majority; [`pinset`] (pure) applies it in [`store`]'s transaction;
@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod membership;
 pub mod pinset;
 pub mod raft;
+pub mod repin;
 pub mod replication;
 pub mod state_folder;
 pub mod store;
@@ -254,6 +255,7 @@ async fn serve_member(
         replication: replication::Replication::default(),
         elsewhere: watch::Sender::new(None),
         trouble: watch::Sender::new(None),
+        repin: repin::Shared::default(),
     });
     // The parts go on while leadership is handed over, and end afterwards.
     let end = Shutdown::new();
@@ -278,6 +280,7 @@ async fn serve_member(
         tokio::spawn(contacts::report(core.clone(), end.clone())),
         tokio::spawn(expiry::run(core.clone(), end.clone())),
         tokio::spawn(replication::run(core.clone(), end.clone())),
+        tokio::spawn(repin::run(core.clone(), end.clone())),
     ];
     let ended = tokio::select! {
         ended = stopped(&core, shutdown) => Ok(ended),

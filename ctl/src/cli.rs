@@ -86,6 +86,9 @@ pub enum Command {
     Status(Status),
     /// Try again what is in error
     Recover(Recover),
+    /// Copies that are made again after a peer went away
+    #[command(subcommand)]
+    Repin(Repin),
     /// Unpins that wait for a person: what is held and why, and let it go ahead
     Approve(Approve),
     /// The IPFS nodes beside the peers
@@ -176,6 +179,53 @@ pub enum Peers {
     Drain { peer: PeerIdArg },
     /// End the draining of a peer; calls off a removal that has not happened yet
     Undrain { peer: PeerIdArg },
+    /// Announce that a peer will be away: until the time is over, none of its copies is made elsewhere
+    Maintenance {
+        peer: PeerIdArg,
+        /// How long from now: 2h, 30m
+        #[arg(long = "for", value_parser = duration, value_name = "DURATION", required_unless_present = "end")]
+        duration: Option<Duration>,
+        /// The maintenance is over
+        #[arg(long, conflicts_with = "duration")]
+        end: bool,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Repin {
+    /// What it does now: phase, counts, and the peers that are missed
+    Status,
+    /// Move nothing until `ctl repin resume`
+    Pause,
+    /// Go on after a pause, or after it stopped because too much was away
+    Resume,
+    /// Change how many items are moved in a second, for the whole cluster
+    Rate {
+        /// 1 and more, or "default" for the configured rate
+        pins_per_second: Rate,
+    },
+    /// Items that have too few copies and cannot get more now, with the reason
+    Ls,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    Default,
+    PerSecond(u32),
+}
+
+impl std::str::FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        match text.parse::<u32>() {
+            Ok(rate @ 1..) => Ok(Rate::PerSecond(rate)),
+            _ if text == "default" => Ok(Rate::Default),
+            Ok(_) | Err(_) => {
+                Err("must be a number of items, at least 1, or default; `ctl repin pause` stops it".to_owned())
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]

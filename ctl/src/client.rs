@@ -151,6 +151,11 @@ impl Client {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    pub fn repin(&self) -> api::repin_client::RepinClient<Authorized> {
+        api::repin_client::RepinClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     pub fn add(&self) -> api::add_client::AddClient<Authorized> {
         api::add_client::AddClient::with_interceptor(self.channel.clone(), self.credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)

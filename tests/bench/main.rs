@@ -3,6 +3,7 @@
 
 mod disk;
 mod etcd;
+mod failover;
 mod large;
 mod load;
 mod machine;
@@ -36,6 +37,9 @@ struct Arguments {
     /// A file that an earlier `--api` run wrote: ratios to it are printed, and are the goals
     #[arg(long)]
     baseline: Option<std::path::PathBuf>,
+    /// Kill peers and watch the repair instead: five, seven, growth, or all of them when none is named
+    #[arg(long, num_args = 0.., value_parser = ["five", "seven", "growth"])]
+    failover: Option<Vec<String>>,
     /// Write the figures here, as JSON
     #[arg(long)]
     save: Option<std::path::PathBuf>,
@@ -75,12 +79,11 @@ async fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.baseline.as_deref());
     machine::describe();
-    let outcome = match &arguments.api {
-        Some(api) => rest::run(&mut report, api, &arguments).await,
-        None => match arguments.large {
-            Some(peers) => large::run(&mut report, peers).await,
-            None => ours::run(&mut report, &arguments).await,
-        },
+    let outcome = match (&arguments.failover, &arguments.api, arguments.large) {
+        (Some(which), _, _) => failover::run(&mut report, which, arguments.items).await,
+        (None, Some(api), _) => rest::run(&mut report, api, &arguments).await,
+        (None, None, Some(peers)) => large::run(&mut report, peers).await,
+        (None, None, None) => ours::run(&mut report, &arguments).await,
     };
     if let Some(path) = &arguments.save {
         report.save(path);

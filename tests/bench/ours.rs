@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ctl::local::cluster::{Cluster, Ipfs, Options, PortPlan};
 use ctl::local::service::Tell;
 use pinfold_common::channel::MAX_MESSAGE_BYTES;
+use pinfold_common::config::Overrides;
 use pinfold_common::ids::parse_cid;
 use pinfold_common::pin::PinRequest;
 use pinfold_common::tls::Room;
@@ -36,6 +37,11 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
 }
 
 async fn start(folder: std::path::PathBuf, peers: u16) -> Result<Cluster, Failed> {
+    start_with(folder, peers, Vec::new()).await
+}
+
+/// A cluster with further settings, ready.
+pub async fn start_with(folder: std::path::PathBuf, peers: u16, settings: Overrides) -> Result<Cluster, Failed> {
     let options = Options {
         folder,
         peers,
@@ -43,7 +49,7 @@ async fn start(folder: std::path::PathBuf, peers: u16) -> Result<Cluster, Failed
         replication: None,
         ports: PortPlan::Free,
         programs: pinfold_tests::cluster::programs(),
-        settings: Vec::new(),
+        settings,
     };
     let tell: Tell = Arc::new(|service, sentence| eprintln!("{service}: {sentence}"));
     let cluster = Cluster::start(options, tell).await?;
@@ -131,7 +137,7 @@ pub async fn leader(cluster: &Cluster) -> usize {
     0
 }
 
-fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
+pub fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(Endpoint::from_shared(format!("http://{authority}"))?.tcp_nodelay(true).connect_lazy())
 }
 
@@ -139,7 +145,7 @@ pub fn cluster_client(authority: &str) -> Result<api::cluster_client::ClusterCli
     Ok(api::cluster_client::ClusterClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-fn pins_client(authority: &str) -> Result<api::pins_client::PinsClient<Channel>, tonic::transport::Error> {
+pub fn pins_client(authority: &str) -> Result<api::pins_client::PinsClient<Channel>, tonic::transport::Error> {
     Ok(api::pins_client::PinsClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 

@@ -7,6 +7,7 @@ mod kubo;
 mod peers;
 mod pinning;
 mod promises;
+mod repin;
 mod restarts;
 mod stuck_pins;
 mod up;

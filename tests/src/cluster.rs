@@ -12,7 +12,7 @@ use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES};
 use pinfold_common::config::{Args, File, Overrides};
 use pinfold_common::identity::Identity;
 use pinfold_common::tls::{Room, Tls};
-use pinfold_proto::{api, connector};
+use pinfold_proto::{api, connector, consensus};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::Channel;
 
@@ -105,15 +105,39 @@ impl TestCluster {
         api::cluster_client::ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    pub fn repin(&self, index: usize) -> api::repin_client::RepinClient<Channel> {
+        let channel = self.peer(index).channel().expect("a channel");
+        api::repin_client::RepinClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// What the peer's consensus-svc says of itself, asked as that peer would.
+    pub async fn consensus_status(&self, index: usize) -> consensus::StatusReply {
+        let channel = self.inside(index, Room::Consensus);
+        let mut client = consensus::peers_client::PeersClient::new(channel);
+        client.status(consensus::StatusCall {}).await.expect("a status").into_inner()
+    }
+
+    /// Waits until the monitor of peer `at` has an alert that fires about peer `about`.
+    pub async fn alert_about(&self, at: usize, about: usize) {
+        let id = self.peer(about).peer_id.to_string();
+        eventually("an alert", || async { self.rest(at).get("/health/alerts").await.body.contains(&id).then_some(()) })
+            .await;
+    }
+
     /// The blocks that a peer's node holds, asked as that peer itself would.
     pub fn blocks(&self, index: usize) -> connector::blocks_client::BlocksClient<Channel> {
+        let channel = self.inside(index, Room::Connector);
+        connector::blocks_client::BlocksClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// A connection to one of the peer's services, with that peer's certificate.
+    fn inside(&self, index: usize, room: Room) -> Channel {
         let peer = self.peer(index);
         let file = self.config(index);
         let identity = Identity::load(&peer.folder).expect("an identity");
         let tls = Tls::new(&file.secret().expect("a secret"), &identity, Room::Ctl).expect("a certificate");
-        let address = file.announce(Room::Connector).expect("an address");
-        let channel = Channels::new(tls).to(Room::Connector, &peer.peer_id, &address);
-        connector::blocks_client::BlocksClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+        let address = file.announce(room).expect("an address");
+        Channels::new(tls).to(room, &peer.peer_id, &address)
     }
 
     pub fn config(&self, index: usize) -> File {

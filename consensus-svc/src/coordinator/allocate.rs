@@ -28,7 +28,7 @@ const MAX_OTHERS: usize = 2;
 const MAX_ITEMS: usize = 1000;
 
 /// One result for each item, in order.
-pub(super) async fn items(core: &Core, items: Vec<monitor::Item>) -> Result<Vec<monitor::Result>> {
+pub(crate) async fn items(core: &Core, items: Vec<monitor::Item>) -> Result<Vec<monitor::Result>> {
     let mut results = Vec::with_capacity(items.len());
     let mut rest = items.into_iter().peekable();
     while rest.peek().is_some() {

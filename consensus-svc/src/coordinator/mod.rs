@@ -6,7 +6,7 @@
 //! one to the leader; `rules` is the pure part,
 //! `allocate` asks the monitors. No lock and no slot of this queue's callers is held while a monitor is asked.
 
-mod allocate;
+pub(crate) mod allocate;
 mod decide;
 mod forward;
 mod propose;

@@ -5,6 +5,7 @@ mod joining;
 mod membership;
 mod peers;
 mod pins;
+mod repin;
 
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ use pinfold_proto::consensus::forward_server::ForwardServer;
 use pinfold_proto::consensus::membership_server::MembershipServer;
 use pinfold_proto::consensus::peers_server::PeersServer;
 use pinfold_proto::consensus::pins_server::PinsServer;
+use pinfold_proto::consensus::repin_forward_server::RepinForwardServer;
+use pinfold_proto::consensus::repin_server::RepinServer;
 use pinfold_proto::consensus::{Failure, PinManyReply, PinResult, pin_result};
 use tonic::service::Routes;
 
@@ -35,12 +38,14 @@ pub fn routes(core: Arc<Core>, coordinator: Coordinator, shutdown: Shutdown) -> 
     let forward = forward::ForwardService { core: core.clone(), coordinator };
     let peers = peers::PeersService { core: core.clone(), shutdown };
     let raft = raft::service(&core.raft);
-    let membership = membership::MembershipService { core };
+    let membership = membership::MembershipService { core: core.clone() };
     let mut routes = Routes::builder();
     routes
         .add_service(sized!(PinsServer::new(pins)))
         .add_service(sized!(ForwardServer::new(forward)))
         .add_service(sized!(PeersServer::new(peers)))
+        .add_service(sized!(RepinServer::new(repin::RepinService { core: core.clone() })))
+        .add_service(sized!(RepinForwardServer::new(repin::RepinService { core: core.clone() })))
         .add_service(sized!(MembershipServer::new(membership)))
         .add_service(raft);
     routes.routes()

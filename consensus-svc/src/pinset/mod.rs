@@ -141,6 +141,7 @@ pub fn cids_of(command: &storage::Command) -> Vec<Vec<u8>> {
         }
         Some(Kind::Reallocate(many)) => many.moves.iter().map(|step| step.cid.clone()).collect(),
         Some(Kind::Settle(settle)) => vec![settle.cid.clone()],
+        Some(Kind::SettleMany(many)) => many.settles.iter().map(|settle| settle.cid.clone()).collect(),
         Some(Kind::Expire(expire)) => vec![expire.cid.clone()],
         Some(
             Kind::PeerJoin(_)
@@ -169,6 +170,7 @@ pub fn keys_of(command: &storage::Command) -> Vec<Vec<u8>> {
         Some(
             Kind::Reallocate(_)
             | Kind::Settle(_)
+            | Kind::SettleMany(_)
             | Kind::Expire(_)
             | Kind::PeerJoin(_)
             | Kind::PeerAway(_)
@@ -205,6 +207,7 @@ pub fn apply(view: &mut View, index: u64, command: &storage::Command) -> Result<
         Kind::Replace(replace) => replaced(view, &entry, replace),
         Kind::Reallocate(many) => each(view, &entry, &many.moves, |step| (&step.cid, entry.key), reallocate),
         Kind::Settle(step) => each(view, &entry, std::slice::from_ref(step), |step| (&step.cid, entry.key), settle),
+        Kind::SettleMany(many) => each(view, &entry, &many.settles, |step| (&step.cid, entry.key), settle),
         Kind::Expire(step) => each(view, &entry, std::slice::from_ref(step), |step| (&step.cid, entry.key), expire),
         Kind::PeerJoin(join) => once(view, &entry, |view| peers::join(view, index, join)),
         Kind::PeerAway(away) => once(view, &entry, |view| Ok(peers::away(view, index, away))),

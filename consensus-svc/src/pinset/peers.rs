@@ -122,7 +122,12 @@ pub(super) fn away(view: &mut View, index: u64, away: &storage::PeerAway) -> Out
 }
 
 pub(super) fn back(view: &mut View, index: u64, back: &storage::PeerBack) -> Outcome {
-    turn(view, index, &back.peer_id, back.node_id, |row| row.set_state(present(row)))
+    turn(view, index, &back.peer_id, back.node_id, |row| {
+        if row.state() == State::Away {
+            row.back_index = index;
+        }
+        row.set_state(present(row));
+    })
 }
 
 /// Draining outlives an absence. A removal that is ordered is called off by the end of the draining only, and somebody

@@ -10,6 +10,7 @@ mod ipfs;
 mod peers;
 mod pin;
 mod recover;
+mod repin;
 mod status;
 mod up;
 mod version;
@@ -52,6 +53,10 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Peers(Peers::Undrain { peer }) => {
             peers::undrain::run(&Client::connect(&global).await?, encoding, &peer.0).await
         }
+        Command::Peers(Peers::Maintenance { peer, duration, end: _ }) => {
+            peers::maintenance::run(&Client::connect(&global).await?, encoding, &peer.0, duration).await
+        }
+        Command::Repin(command) => repin::run(&Client::connect(&global).await?, encoding, command).await,
         Command::Add(arguments) => add::run(&Client::connect(&global).await?, encoding, arguments).await,
         Command::Pin(arguments) => {
             let command = arguments.command.unwrap_or(PinCommand::Add(arguments.add));

@@ -14,7 +14,7 @@ use pinfold_common::peerset::{PeerInfo, PeerState, View};
 use pinfold_common::time::Timestamp;
 use pinfold_common::tls::Room;
 use pinfold_proto::monitor::{self as wire, PeerPing, PingDetail, PullReply};
-use pinfold_proto::types::Metric;
+use pinfold_proto::types::{KeyValue, Metric};
 
 use crate::alerts::Alerts;
 use crate::allocator::{self, Field, Item, Ledger, Measured, Outcome, Row, Standing};
@@ -25,6 +25,8 @@ use crate::window::{Accepted, Entry, Source, Windows};
 
 /// How long a monitor waits for members it has not heard of before it allocates without them (protocols.md 5).
 pub const WARM_UP: Duration = Duration::from_secs(10);
+/// Of the names of metrics that are tags.
+const TAG_PREFIX: &str = "tag:";
 /// Metrics in one message of one peer.
 pub const MAX_METRICS_PER_PUSH: usize = MAX_NAMES_PER_PEER + 1;
 
@@ -421,8 +423,23 @@ impl Known {
             ipfs_down_for_ms: heard.map_or(0, |heard| millis(heard.ipfs_down_for())),
             suspect_for_ms: millis(verdict.suspect_for),
             wall_clock: clock.map(Into::into),
+            alive: verdict.is_alive,
+            tags: self.tags_of(&info.peer_id),
         })
     }
+
+    /// As it published them last; whoever is away is missed in its failure domain.
+    fn tags_of(&self, peer: &PeerId) -> Vec<KeyValue> {
+        let mut tags: Vec<KeyValue> = self.windows.of(peer).filter_map(tag_of).collect();
+        tags.sort_by(|a, b| a.key.cmp(&b.key));
+        tags
+    }
+}
+
+fn tag_of(entry: &Entry) -> Option<KeyValue> {
+    let metric = entry.metric();
+    let key = metric.name.strip_prefix(TAG_PREFIX)?.to_owned();
+    Some(KeyValue { key, value: metric.value.clone() })
 }
 
 fn check_count(count: usize) -> Result<(), MonitorError> {
