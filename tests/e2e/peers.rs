@@ -5,7 +5,7 @@ use ctl::local::service::State;
 use pinfold_common::json::IdJson;
 use pinfold_common::tls::Room;
 use pinfold_proto::api;
-use pinfold_tests::cluster::{TestCluster, eventually};
+use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use serde_json::json;
 use tokio::process::Command;
@@ -88,6 +88,8 @@ async fn seed_f20_a_stopped_peer_leaves_and_a_killed_one_stays() {
     let cluster = TestCluster::with(3, Ipfs::Embedded { gateways: Vec::new() }, settings).await;
     cluster.peer(2).kill().await;
     cluster.peer(2).resume().await;
+    // Of the two voters that stay both have to answer.
+    cluster.peer(2).wait_ready(PATIENCE, |_| {}).await.unwrap();
     assert_eq!(listed(&cluster, 0).await.len(), 3);
     cluster.peer(1).stop().await;
     assert_eq!(cluster.peer(1).consensus_exit_code(), Some(0));
