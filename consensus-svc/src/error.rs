@@ -11,9 +11,16 @@ pub const EXIT_REMOVED: u8 = 77;
 /// It was to leave its cluster on a clean stop and could not: it has stopped as a member, with its data.
 pub const EXIT_NOT_LEFT: u8 = 79;
 pub const EXIT_FAILURE: u8 = 1;
+/// The disk failed, or what lies on it is damaged (fault:D2, fault:D4).
+pub const EXIT_DISK: u8 = 74;
+/// Another process works in the folder (fault:P14).
+pub const EXIT_LOCKED: u8 = 75;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Another process works in the folder.
+    #[error("{0}")]
+    Locked(pinfold_common::Error),
     /// The data on disk and what was asked for do not go together.
     #[error("{0}")]
     Refused(String),
@@ -36,6 +43,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         use pinfold_common::Code;
         ExitCode::from(match self {
+            Error::Locked(_) => EXIT_LOCKED,
             Error::Refused(_) => EXIT_REFUSED,
             Error::Removed(_) => EXIT_REMOVED,
             Error::NotLeft(_) => EXIT_NOT_LEFT,
@@ -54,7 +62,8 @@ impl Error {
                 | Code::Internal => EXIT_FAILURE,
             },
             Error::Store(store::Error::Refused(_)) => EXIT_REFUSED,
-            Error::Store(_) => EXIT_FAILURE,
+            Error::Store(store::Error::Sqlite { .. } | store::Error::Io { .. } | store::Error::Damaged(_)) => EXIT_DISK,
+            Error::Store(store::Error::Halt(_) | store::Error::Closed) => EXIT_FAILURE,
         })
     }
 }

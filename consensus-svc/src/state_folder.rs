@@ -31,7 +31,10 @@ pub enum Found {
 impl StateFolder {
     /// Creates the folder if need be and locks it, for this process alone.
     pub fn lock(raft: &Path) -> Result<StateFolder> {
-        let lock = pinfold_common::files::lock_folder(raft)?;
+        let lock = pinfold_common::files::lock_folder(raft).map_err(|error| {
+            let is_held = error.code == pinfold_common::Code::Rejected;
+            if is_held { Error::Locked(error) } else { Error::Common(error) }
+        })?;
         Ok(StateFolder { raft: raft.to_owned(), _lock: lock })
     }
 
