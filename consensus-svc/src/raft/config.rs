@@ -108,6 +108,9 @@ impl RaftConfig {
             api_channel_size: Some(CORE_QUEUE),
             enable_pre_vote: Some(true),
             allow_log_reversion: Some(false),
+            // A leader sends entries while its own disk writes them. One that lost its newest ones with its process, and
+            // went on in its old term, would write others at the same places: two pinsets, for ever. It is elected again.
+            enable_leader_restore: Some(false),
             backoff: UNREACHABLE_PAUSE.to_owned(),
             ..Config::default()
         };
@@ -124,6 +127,7 @@ mod tests {
         let good = RaftConfig::default();
         let library = good.library(b"\x01\xff").unwrap();
         assert_eq!((library.cluster_name.as_str(), library.enable_pre_vote), ("01ff", Some(true)));
+        assert_eq!(library.enable_leader_restore, Some(false));
         let bad = [
             RaftConfig { heartbeat_interval: Duration::from_millis(300), ..good.clone() },
             RaftConfig { heartbeat_interval: Duration::from_micros(1), ..good.clone() },
