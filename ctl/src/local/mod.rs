@@ -42,6 +42,11 @@ impl Programs {
         Programs { folder }
     }
 
+    /// The programs of this folder: wrappers that start the real ones somewhere else, such as in a namespace.
+    pub fn in_folder(folder: PathBuf) -> Programs {
+        Programs { folder: Some(folder) }
+    }
+
     /// The folder to put on the PATH, when the programs are not there already.
     pub fn folder(&self) -> Option<&PathBuf> {
         self.folder.as_ref()
