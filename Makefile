@@ -1,6 +1,6 @@
-# make up, make check, make test, make bench, make bench-peers, make bench-failover.
+# make up, make check, make test, make bench, make bench-peers, make bench-failover, make chaos.
 
-.PHONY: up check test bench bench-peers bench-failover
+.PHONY: up check test bench bench-peers bench-failover chaos
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -32,3 +32,8 @@ bench-peers:
 bench-failover:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --failover $(FAILOVER) $(BENCH)
+
+# Everything of the fault tests, from a fresh seed; PINFOLD_CHAOS_SEED=n replays one, FAULT=name chooses scenarios.
+chaos:
+	$(CARGO) build --workspace --bins
+	PINFOLD_CHAOS=all $(CARGO) test --workspace --test chaos -- --nocapture --include-ignored --test-threads=2 $(FAULT)

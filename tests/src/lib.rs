@@ -5,5 +5,6 @@ pub mod cluster;
 pub mod content;
 pub mod house;
 pub mod kubo;
+pub mod needs;
 pub mod raw;
 pub mod rest;

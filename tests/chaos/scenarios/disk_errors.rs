@@ -1,0 +1,71 @@
+//! EIO and ENOSPC on each fsync and write of consensus-svc (fault:D2, fault:D4): the first error ends the process, with
+//! the exit code for errors of the disk, and nothing acknowledged is lost.
+
+use std::sync::Mutex;
+
+use pinfold_common::tls::ClusterSecret;
+use pinfold_tests::needs::{self, Need};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+
+use crate::extent::{extent, seed};
+use crate::report::Report;
+use crate::scenarios::EXIT_DISK;
+use crate::solo::Solo;
+use crate::trace::{Effect, Point, Trace};
+
+const RECORDED_REQUESTS: usize = 30;
+const MOST_REQUESTS: usize = 2_000;
+const SAMPLE: usize = 6;
+
+/// Calls whose failure must end the process, and how they fail.
+const FAILURES: [(&str, &str); 4] =
+    [("fsync", "EIO"), ("fsync", "ENOSPC"), ("pwrite64", "EIO"), ("pwrite64", "ENOSPC")];
+
+/// Goal: an error of the disk is final. The process says so and ends with 74 instead of trying again or going on, at
+/// whichever fsync or write it comes; the next start, on a disk that works, has every acknowledged pin.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_i12_fault_d2_d4_first_error_of_the_disk_is_final() {
+    if !needs::are_met("seed_i12_fault_d2_d4_first_error_of_the_disk_is_final", &[Need::Strace]) {
+        return;
+    }
+    let mut report = Report::new("fault:D2 fault:D4 EIO and ENOSPC, one peer");
+    let folder = tempfile::Builder::new().prefix("pinfold-errors-").tempdir().expect("a temporary folder");
+    let secret = ClusterSecret::generate();
+    let template = Solo::prepare(&folder.path().join("template"), &secret);
+    let recorded = Mutex::default();
+    let record = Trace::record(folder.path().join("record.strace"));
+    let running = template.start(None, Some(&record));
+    template.ready().await;
+    for number in 0..RECORDED_REQUESTS {
+        assert!(template.pin("template", number, &recorded).await, "{}", template.words());
+    }
+    running.kill().await;
+    let recorded = recorded.into_inner().unwrap();
+    let mut random = StdRng::seed_from_u64(seed());
+    for (call, errno) in FAILURES {
+        let mut points: Vec<Point> = record.points(&template.folder).into_iter().filter(|p| p.call == call).collect();
+        points.shuffle(&mut random);
+        points.truncate(extent().choose(SAMPLE, usize::MAX));
+        assert!(!points.is_empty(), "no {call} was recorded");
+        for point in points {
+            let name = format!("{call}-{errno}-{}", point.nth);
+            let victim = template.copy_to(&folder.path().join(&name).join("peer"), &secret);
+            let trace = Trace::inject(&point, Effect::Fail(errno), folder.path().join(format!("{name}.strace")));
+            let pinned = Mutex::new(recorded.clone());
+            let mut running = victim.start(None, Some(&trace));
+            let ended = running.work(&victim, &name, MOST_REQUESTS, &pinned).await;
+            let ended = ended.unwrap_or_else(|| panic!("{name}: goes on, injected {}", trace.injected()));
+            assert!(trace.injected() > 0, "{name}: the fault did not take effect");
+            assert_eq!(ended.code(), Some(EXIT_DISK), "{name}: {ended}\n{}", victim.words());
+            let running = victim.start(None, None);
+            victim.verify(&name, &pinned).await;
+            running.kill().await;
+            report.fault(&format!("{errno} at {call}"));
+            let pinned = pinned.into_inner().unwrap();
+            report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+        }
+    }
+    report.finish();
+}

@@ -1,0 +1,13 @@
+//! One file for each kind of trouble.
+
+mod cluster;
+mod crash_points;
+mod disk_errors;
+mod double_start;
+mod membership;
+mod nemesis;
+mod power;
+mod slow_links;
+
+/// How consensus-svc ends after an error of its disk.
+pub const EXIT_DISK: i32 = 74;

@@ -1,0 +1,289 @@
+//! consensus-svc alone: one real process with its folder, asked as its own gateway asks it. Pins go everywhere, so that
+//! nobody has to allocate.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ctl::local::cluster::addresses;
+use ctl::local::ports::Ports;
+use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES};
+use pinfold_common::config::keys::environment_name;
+use pinfold_common::config::write_new;
+use pinfold_common::identity::Identity;
+use pinfold_common::tls::{ClusterSecret, Room, Tls};
+use pinfold_proto::consensus::peers_client::PeersClient;
+use pinfold_proto::consensus::pins_client::PinsClient;
+use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinManyCall, StatusCall, StatusReply, pin_result};
+use pinfold_proto::types;
+use pinfold_tests::cluster::{PATIENCE, eventually, programs};
+use pinfold_tests::content::identity_cid;
+use prost::Message as _;
+use serde_json::json;
+use tokio::process::{Child, Command};
+use tonic::transport::Channel;
+
+use crate::trace::Trace;
+
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Every so manieth request is a batch of that many.
+const BATCH_EVERY: usize = 5;
+const BATCH: usize = 40;
+/// How long the end of a process is waited for after a request has failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(2);
+const SIGKILL: i32 = 9;
+
+pub struct Solo {
+    pub folder: PathBuf,
+    pub bootstrap_address: String,
+    identity: Identity,
+    address: String,
+    channels: Channels,
+    log: PathBuf,
+}
+
+/// A process of it.
+pub struct Running {
+    child: Child,
+}
+
+/// The CIDs that were asked for and those that were acknowledged.
+#[derive(Clone, Default)]
+pub struct Pinned {
+    pub asked: BTreeSet<Vec<u8>>,
+    pub acknowledged: BTreeSet<Vec<u8>>,
+}
+
+impl Solo {
+    /// A folder with a configuration that takes snapshots and cuts the log all the time.
+    pub fn prepare(folder: &Path, secret: &ClusterSecret) -> Solo {
+        std::fs::create_dir_all(folder).expect("a folder");
+        let identity = Identity::generate();
+        identity.save(folder).expect("an identity");
+        let ports = Ports::free().expect("free ports");
+        let mut keys = addresses(&ports);
+        keys.extend([
+            ("cluster.secret", json!(secret.to_hex())),
+            ("cluster.replication_factor_min", json!(-1)),
+            ("cluster.replication_factor_max", json!(-1)),
+            ("consensus.raft.snapshot_interval", json!("50ms")),
+            ("consensus.raft.snapshot_threshold", json!(10)),
+            ("consensus.raft.trailing_logs", json!(5)),
+        ]);
+        write_new(folder, keys).expect("a configuration");
+        Solo::at(folder, secret, identity, ports.consensus)
+    }
+
+    fn at(folder: &Path, secret: &ClusterSecret, identity: Identity, port: u16) -> Solo {
+        // Each has its own connections: a channel does not outlive the process that it leads to by much.
+        let channels = Channels::new(Tls::new(secret, &identity, Room::Gateway).expect("a certificate"));
+        Solo {
+            folder: folder.to_owned(),
+            bootstrap_address: format!("/ip4/127.0.0.1/tcp/{port}/p2p/{}", identity.peer_id),
+            identity,
+            address: format!("127.0.0.1:{port}"),
+            channels,
+            log: folder.with_extension("log"),
+        }
+    }
+
+    /// Where its standard output and error go: beside the folder when nothing else is said.
+    pub fn log_to(&mut self, log: PathBuf) {
+        self.log = log;
+    }
+
+    pub fn start(&self, bootstrap: Option<&Solo>, trace: Option<&Trace>) -> Running {
+        let program = programs().path("consensus-svc").expect("consensus-svc is built");
+        let mut command = match trace {
+            Some(trace) => trace.command(&program),
+            None => Command::new(&program),
+        };
+        if let Some(member) = bootstrap {
+            command.args(["--bootstrap", &member.bootstrap_address]);
+        }
+        self.spawn(command)
+    }
+
+    /// A second process on the same folder, at a port of its own.
+    pub fn start_elsewhere(&self) -> Running {
+        let mut command = Command::new(programs().path("consensus-svc").expect("consensus-svc is built"));
+        let port = Ports::free().expect("free ports").consensus;
+        command.env(environment_name("services.consensus.listen_multiaddress"), format!("/ip4/127.0.0.1/tcp/{port}"));
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Running {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let child = command
+            .arg("--config")
+            .arg(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program starts");
+        Running { child }
+    }
+
+    fn channel(&self) -> Channel {
+        self.channels.to(Room::Consensus, &self.identity.peer_id, &self.address)
+    }
+
+    fn pins(&self) -> PinsClient<Channel> {
+        PinsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    pub async fn status(&self) -> Option<StatusReply> {
+        let mut client = PeersClient::new(self.channel());
+        let asked = tokio::time::timeout(CALL_DEADLINE, client.status(StatusCall {})).await;
+        asked.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    pub async fn ready(&self) {
+        eventually(&format!("{} is ready", self.folder.display()), || async {
+            self.status().await.filter(|status| status.ready).map(drop)
+        })
+        .await;
+    }
+
+    /// Pins one or a batch; what came of it goes into `pinned`. Whether all was acknowledged.
+    pub async fn pin(&self, label: &str, number: usize, pinned: &Mutex<Pinned>) -> bool {
+        let count = if number % BATCH_EVERY == BATCH_EVERY - 1 { BATCH } else { 1 };
+        let cids: Vec<Vec<u8>> =
+            (0..count).map(|at| identity_cid(&format!("{label} {number} {at}")).to_bytes()).collect();
+        pinned.lock().unwrap().asked.extend(cids.iter().cloned());
+        let requests: Vec<types::PinRequest> = cids.iter().map(|cid| request(cid)).collect();
+        let mut client = self.pins();
+        let acknowledged: Vec<Vec<u8>> = match requests.len() {
+            1 => {
+                let call = PinCall { request: requests.into_iter().next(), request_key: Vec::new() };
+                match tokio::time::timeout(CALL_DEADLINE, client.pin(call)).await {
+                    Ok(Ok(_)) => cids,
+                    Ok(Err(_)) | Err(_) => return false,
+                }
+            }
+            _ => {
+                let call = PinManyCall { requests, request_key: Vec::new() };
+                match tokio::time::timeout(CALL_DEADLINE, client.pin_many(call)).await {
+                    Ok(Ok(reply)) => {
+                        let results = reply.into_inner().results;
+                        let is_pinned = |result: &pin_result::Result| matches!(result, pin_result::Result::Pin(_));
+                        let good = results.into_iter().map(|item| item.result.as_ref().is_some_and(is_pinned));
+                        cids.into_iter().zip(good).filter(|(_, good)| *good).map(|(cid, _)| cid).collect()
+                    }
+                    Ok(Err(_)) | Err(_) => return false,
+                }
+            }
+        };
+        let whole = acknowledged.len() == count;
+        pinned.lock().unwrap().acknowledged.extend(acknowledged);
+        whole
+    }
+
+    /// Everything in the pinset, by a linearizable read.
+    pub async fn list(&self) -> Vec<Vec<u8>> {
+        let call = ListCall { consistency: Consistency::Linearizable as i32, ..ListCall::default() };
+        let mut stream = self.pins().list(call).await.expect("a list").into_inner();
+        let mut cids = Vec::new();
+        while let Some(reply) = stream.message().await.expect("the whole list") {
+            let pins = reply.pins.into_iter().map(|pin| types::Pin::decode(pin).expect("a pin"));
+            cids.extend(pins.map(|pin| pin.cid));
+        }
+        cids
+    }
+
+    /// Every acknowledged pin is there, none twice, none that nobody asked for; and it goes on.
+    pub async fn verify(&self, context: &str, pinned: &Mutex<Pinned>) {
+        self.ready().await;
+        let listed = self.list().await;
+        let here: BTreeSet<Vec<u8>> = listed.iter().cloned().collect();
+        assert_eq!(here.len(), listed.len(), "{context}: a pin is listed twice");
+        let so_far = pinned.lock().unwrap().clone();
+        let lost = so_far.acknowledged.difference(&here).count();
+        assert_eq!(lost, 0, "{context}: {lost} of {} acknowledged pins are lost", so_far.acknowledged.len());
+        let strange = here.difference(&so_far.asked).count();
+        assert_eq!(strange, 0, "{context}: {strange} pins that nobody asked for");
+        assert!(self.pin(context, 0, pinned).await, "{context}: a pin after it\n{}", self.words());
+    }
+
+    /// The end of its log, for messages.
+    pub fn words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// The same peer in a copy of its folder, as a power cut or an operator leaves it. Only one of the two may run.
+    pub fn copy_to(&self, folder: &Path, secret: &ClusterSecret) -> Solo {
+        copy(&self.folder, folder);
+        let port = self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
+        Solo::at(folder, secret, self.identity.clone(), port)
+    }
+}
+
+fn request(cid: &[u8]) -> types::PinRequest {
+    types::PinRequest {
+        cid: cid.to_vec(),
+        r#type: types::PinType::Data as i32,
+        max_depth: -1,
+        options: Some(types::PinOptions::default()),
+        ..types::PinRequest::default()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("a copy");
+        }
+    }
+}
+
+impl Running {
+    /// kill -9.
+    pub async fn kill(mut self) {
+        self.child.start_kill().expect("our own process");
+        self.child.wait().await.expect("our own process");
+    }
+
+    /// Lets `asked` pin until this process has ended; how it ended, or `None` when it outlives so many requests. It may
+    /// be another peer that is asked.
+    pub async fn work(&mut self, asked: &Solo, label: &str, most: usize, pinned: &Mutex<Pinned>) -> Option<ExitStatus> {
+        tokio::select! {
+            status = self.ended() => return Some(status),
+            () = asked.ready() => {}
+        }
+        for number in 0..most {
+            let is_whole = tokio::select! {
+                status = self.ended() => return Some(status),
+                is_whole = asked.pin(label, number, pinned) => is_whole,
+            };
+            // Most often it has failed because the process has just ended: the next request would only fail too.
+            if !is_whole && let Ok(status) = tokio::time::timeout(AFTER_FAILURE, self.ended()).await {
+                return Some(status);
+            }
+        }
+        None
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        self.child.wait().await.expect("our own process")
+    }
+
+    /// How it ends, within the patience of all tests; `None` when it does not.
+    pub async fn ends(&mut self) -> Option<ExitStatus> {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.ok().map(|ended| ended.expect("our own process"))
+    }
+}
+
+pub fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(SIGKILL)
+}

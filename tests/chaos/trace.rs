@@ -1,0 +1,168 @@
+//! strace as the hand that breaks things: it kills a process at its n-th call of one kind, or makes that call fail.
+//! Counted per thread, which is why the stores write from threads of their own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// Everything by which a process changes what is on disk.
+pub const WRITE_LIKE: [&str; 14] = [
+    "write",
+    "pwrite64",
+    "writev",
+    "pwritev",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "fallocate",
+    "rename",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "linkat",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// SIGKILL at the entry of the call.
+    Kill,
+    /// The call fails with this errno and does nothing.
+    Fail(&'static str),
+}
+
+/// The n-th call of one kind, from 1, in whichever thread comes to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    pub call: String,
+    pub nth: u32,
+}
+
+/// What strace does and where it writes what it did.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    pub log: PathBuf,
+    what: Vec<String>,
+    filter: Filter,
+}
+
+/// Which calls stop the process for strace to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filter {
+    /// The traced ones only. strace 6.1 does not count for a signal then, and so never sends a later one than the first.
+    Traced,
+    All,
+}
+
+impl Trace {
+    pub fn inject(point: &Point, effect: Effect, log: PathBuf) -> Trace {
+        let (effect, filter) = match effect {
+            Effect::Kill => ("signal=KILL".to_owned(), Filter::All),
+            Effect::Fail(errno) => (format!("error={errno}"), Filter::Traced),
+        };
+        let inject = format!("inject={}:{effect}:when={}", point.call, point.nth);
+        Trace { log, what: vec!["-e".into(), format!("trace={}", point.call), "-e".into(), inject], filter }
+    }
+
+    /// Only writes down all write-like calls, with the paths of their files.
+    pub fn record(log: PathBuf) -> Trace {
+        Trace {
+            log,
+            what: vec!["-y".into(), "-e".into(), format!("trace={}", WRITE_LIKE.join(","))],
+            filter: Filter::Traced,
+        }
+    }
+
+    /// The program under this trace, as its caller's own child: the tracer is a process beside it.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("strace");
+        command.args(["-D", "-f"]);
+        if self.filter == Filter::Traced {
+            command.arg("--seccomp-bpf");
+        }
+        command.arg("-o").arg(&self.log).args(&self.what).arg(program);
+        command
+    }
+
+    /// Takes hold of a process that runs already.
+    pub async fn attach(&self, pid: u32) -> Attached {
+        let mut child = Command::new("strace")
+            .args(["-f", "-p", &pid.to_string(), "-o"])
+            .arg(&self.log)
+            .args(&self.what)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("strace starts");
+        // Its first line says that it holds the process, or why not; the rest is read so that it never waits for us.
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let first = lines.next_line().await.expect("strace's words").unwrap_or_default();
+        assert!(first.contains("attached"), "strace of process {pid}: {first}");
+        let rest = tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Attached { child, rest }
+    }
+
+    /// The calls on which it acted.
+    pub fn injected(&self) -> usize {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().filter(|line| line.contains("(INJECTED)")).count()
+    }
+
+    /// The points of a record that concern files below `folder`.
+    pub fn points(&self, folder: &Path) -> BTreeSet<Point> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
+        points(&text, &format!("{}/", folder.display()))
+    }
+}
+
+/// strace at work on a process of somebody else. Dropped, it lets go.
+pub struct Attached {
+    child: Child,
+    rest: tokio::task::JoinHandle<()>,
+}
+
+impl Attached {
+    pub async fn detach(mut self) {
+        // SIGTERM would do too; a killed tracer lets its tracees go on in the same way.
+        self.child.start_kill().expect("strace is ours");
+        self.child.wait().await.expect("strace is ours");
+        self.rest.abort();
+    }
+}
+
+fn points(record: &str, folder: &str) -> BTreeSet<Point> {
+    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    let mut points = BTreeSet::new();
+    for line in record.lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((call, arguments)) = rest.trim_start().split_once('(') else { continue };
+        // "<... fsync resumed>" is the second half of a call that was counted.
+        if !WRITE_LIKE.contains(&call) {
+            continue;
+        }
+        let nth = counts.entry((thread, call)).or_default();
+        *nth += 1;
+        if arguments.contains(folder) {
+            points.insert(Point { call: call.to_owned(), nth: *nth });
+        }
+    }
+    points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: calls are counted per thread and kind, halves once, and only those on the folder's files are points.
+    #[test]
+    fn points_of_a_record() {
+        let record = "10 fsync(3</f/a>) = 0\n11 fsync(4</f/b> <unfinished ...>\n10 write(2</dev/null>, \"x\", 1) = 1\n\
+                      11 <... fsync resumed>) = 0\n10 write(5</f/c>, \"x\", 1) = 1\n10 fsync(3</f/a>) = 0\n10 +++ exited with 0 +++\n";
+        let point = |call: &str, nth| Point { call: call.to_owned(), nth };
+        assert_eq!(points(record, "/f/"), BTreeSet::from([point("fsync", 1), point("fsync", 2), point("write", 2)]));
+    }
+}
