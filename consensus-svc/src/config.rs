@@ -62,8 +62,6 @@ pub struct Config {
     pub factors: Factors,
     /// A clean stop leaves the cluster first, for at most so long (seed:F20).
     pub leave_on_shutdown: Option<Duration>,
-    /// Nothing is moved from one peer to another, whatever becomes of them (seed:C3).
-    pub disable_repinning: bool,
     /// Refuses all writes (beh:B8.1).
     pub follower_mode: bool,
     pub raft: RaftConfig,
@@ -87,7 +85,8 @@ pub struct RepinConfig {
     pub stop_fraction: f64,
     /// The tag whose values are failure domains.
     pub failure_domain: String,
-    /// `cluster.disable_repinning`, or a follower.
+    /// `cluster.disable_repinning`, or a follower: nothing is moved from one peer to another, whatever becomes of them
+    /// (seed:C3).
     pub is_disabled: bool,
 }
 
@@ -140,7 +139,6 @@ impl Config {
                 true => Some(file.positive_duration("cluster.leave_timeout")?),
                 false => None,
             },
-            disable_repinning: file.bool("cluster.disable_repinning")?,
             follower_mode: file.bool("cluster.follower_mode")?,
             raft: raft_config(file)?,
             repin: repin_config(file)?,

@@ -293,3 +293,30 @@ async fn seed_f20_f22_a_clean_stop_leaves_or_says_that_it_could_not() {
     assert!(matches!(peers[0].stop().await, Err(Ended::NotLeft(_))));
     assert!(peers[0].path().join("raft/log.db").exists());
 }
+
+/// Goal: a leave that the quorum check refuses goes on asking, and is done when the voter that was missed is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_f20_f22_a_refused_leave_is_tried_again() {
+    let (_cluster, mut peers) = Cluster::started(3).await;
+    let mut goes = peers.remove(2);
+    goes.stop().await.unwrap();
+    goes.set("cluster.leave_on_shutdown", json!(true));
+    goes.set("cluster.leave_timeout", json!("60s"));
+    goes.start(&[]).await;
+    goes.ready().await;
+    let mut missed = peers.remove(1);
+    missed.stop().await.unwrap();
+    let stays = &peers[0];
+    until("a leader", || async { stays.status().await.is_some_and(|status| status.ready) }).await;
+    let own = RemovePeerCall { peer_id: goes.id(), force: false, wait_ms: 1 };
+    let (left, ()) = tokio::join!(goes.stop(), async {
+        // These take as long as the attempt of the leaving peer that began before them, so that it was refused too.
+        for _ in 0..2 {
+            let refused = Error::from(stays.peers().remove(own.clone()).await.unwrap_err());
+            assert!(refused.code == Code::Rejected && refused.message.contains("no majority"), "{refused}");
+        }
+        missed.start(&[]).await;
+    });
+    left.unwrap();
+    sees(stays, 2).await;
+}

@@ -2,7 +2,7 @@
 
 use ctl::local::cluster::Ipfs;
 use ctl::local::service::State;
-use pinfold_common::json::IdJson;
+use pinfold_common::json::{IdJson, PinJson};
 use pinfold_common::tls::Room;
 use pinfold_proto::api;
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
@@ -79,6 +79,52 @@ async fn seed_a4_f15_f16_f17_removed_by_ctl() {
     let refused = cluster.rest(0).send("DELETE", &format!("/peers/{last}")).await.unwrap();
     assert_eq!(refused.status, 500);
     assert!(refused.body.contains("cannot remove ourselves from a one-peer cluster"), "{}", refused.body);
+}
+
+/// Goal: a peer with items is removed without force, while it runs and when it is dead: its items move to the others,
+/// those that have their minimum elsewhere leave it too, and then it is out.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_f15_f16_f21_items_move_and_then_the_peer_goes() {
+    let settings = vec![
+        ("cluster.monitor_ping_interval", json!("1s")),
+        ("monitor.pubsubmon.check_interval", json!("1s")),
+        ("repin.grace", json!("1s")),
+        ("repin.pins_per_second", json!(1000)),
+    ];
+    let cluster = TestCluster::with(4, Ipfs::Embedded { gateways: Vec::new() }, settings).await;
+    const ITEMS: usize = 24;
+    for number in 0..ITEMS {
+        // Every other one has leeway: a holder that leaves takes none of its minimum.
+        let factors = ["replication-min=2&replication-max=2", "replication-min=1&replication-max=3"][number % 2];
+        let cid = content::identity_cid(&format!("stays {number}"));
+        assert_eq!(cluster.rest(0).post(&format!("/pins/{cid}?{factors}")).await.status, 200);
+    }
+    let leader = cluster.leader(&[0, 1, 2, 3]).await;
+    let [asked, alive, dead] = [1, 2, 3].map(|step| (leader + step) % 4);
+    for gone in [alive, dead] {
+        if gone == dead {
+            cluster.peer(dead).kill().await;
+        }
+        let id = cluster.peer(gone).peer_id.to_string();
+        let before = allocations(&cluster, asked).await;
+        assert!(before.iter().any(|(_, peers)| peers.contains(&id)), "{before:?}");
+        let (code, _, err) = ctl(&cluster, asked, &["peers", "rm", &id]).await;
+        assert!(code == 0 && err.contains(&format!("{id} | removed")), "{err}");
+        let after = eventually("nobody names it", || async {
+            let pins = allocations(&cluster, asked).await;
+            pins.iter().all(|(_, peers)| !peers.contains(&id)).then_some(pins)
+        })
+        .await;
+        assert_eq!(after.len(), ITEMS);
+        assert!(after.iter().all(|(minimum, peers)| peers.len() >= *minimum), "{after:?}");
+    }
+}
+
+/// The minimum and the peers of each pin, as one peer lists them.
+async fn allocations(cluster: &TestCluster, at: usize) -> Vec<(usize, Vec<String>)> {
+    let pins: Vec<PinJson> = cluster.rest(at).get("/allocations").await.lines();
+    let minimum = |pin: &PinJson| usize::try_from(pin.replication_factor_min).expect("a minimum");
+    pins.into_iter().map(|pin| (minimum(&pin), pin.allocations.expect("its peers"))).collect()
 }
 
 /// Goal: with `leave_on_shutdown`, a clean stop of a whole peer takes it out of the peerset; a killed one stays in.

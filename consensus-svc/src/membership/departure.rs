@@ -74,7 +74,7 @@ async fn order_removal(core: &Core, peer: &PeerId, force: bool, term: u64) -> Re
         take_out(core, row, term, Condition::None).await?;
         return departure(core, row.node_id, &row.peer_id).await;
     }
-    if core.config.disable_repinning {
+    if core.config.repin.is_disabled {
         check_no_only_copy(core, peer, &facts.peers).await?;
     }
     let mark = storage::Drain { peer_id: row.peer_id.clone(), draining: true, removing: true };
@@ -155,7 +155,7 @@ pub async fn leave(core: &Core, patience: Duration) -> Result<()> {
                 let items = departure.allocated + departure.leaving;
                 Error::unavailable(format!("{items} items are not confirmed elsewhere within {patience:?}"))
             }
-            Ok(Err(error)) if error.code.is_retryable() || error.code == Code::OutcomeUnknown => {
+            Ok(Err(error)) if may_change(&core.state.facts().peers, core.node_id, error.code) => {
                 tracing::info!(%error, "leaving the cluster");
                 tokio::time::sleep(LOOK_INTERVAL.min(left)).await;
                 error
@@ -173,6 +173,13 @@ pub async fn leave(core: &Core, patience: Duration) -> Result<()> {
         return Err(error.context(format!("the order could not be called off ({failed})")));
     }
     Err(error)
+}
+
+/// PURE: whether asking again may help. A refusal for want of running voters, or for an only copy, ends as soon as the
+/// others are there; for the last one it is final.
+fn may_change(peers: &PeerTable, own: u64, refused: Code) -> bool {
+    let somebody_stays = peers.members().any(|row| row.node_id != own && !row.removing);
+    refused.is_retryable() || refused == Code::OutcomeUnknown || (refused == Code::Rejected && somebody_stays)
 }
 
 /// The end of the draining ends the order; a peer that was draining before drains again.
@@ -207,7 +214,7 @@ async fn departure(core: &Core, node_id: u64, peer_id: &[u8]) -> Result<Departur
     Ok(Departure {
         peer_id: peer_id.to_vec(),
         node_id,
-        phase: phase(row, allocated + leaving, core.config.disable_repinning) as i32,
+        phase: phase(row, allocated + leaving, core.config.repin.is_disabled) as i32,
         allocated,
         leaving,
         removing: row.is_some_and(|row| row.removing),
@@ -215,13 +222,13 @@ async fn departure(core: &Core, node_id: u64, peer_id: &[u8]) -> Result<Departur
 }
 
 /// PURE: what the row and the number of items say together.
-fn phase(row: Option<&types::Peer>, items: u64, disable_repinning: bool) -> Phase {
+fn phase(row: Option<&types::Peer>, items: u64, is_repinning_off: bool) -> Phase {
     match row {
         None => Phase::Unspecified,
         Some(row) if row.state() == State::Removed => Phase::Removed,
         Some(row) if !row.draining => Phase::Unspecified,
         Some(_) if items == 0 => Phase::Drained,
-        Some(_) if disable_repinning => Phase::Draining,
+        Some(_) if is_repinning_off => Phase::Draining,
         Some(_) => Phase::Reallocating,
     }
 }
@@ -280,7 +287,7 @@ async fn finish_one(core: &Core, term: u64, told: &mut BTreeSet<u64>) {
 
 async fn may_go(core: &Core, peers: &PeerTable, row: &types::Peer, heard: &BTreeSet<u64>) -> Result<()> {
     check_quorum_without(core, peers, row.node_id, heard)?;
-    if core.config.disable_repinning {
+    if core.config.repin.is_disabled {
         return check_no_only_copy(core, &peer_from_bytes(&row.peer_id)?, peers).await;
     }
     if core.state.holds_nothing(&row.peer_id).await.map_err(unreadable)? {
@@ -349,6 +356,25 @@ async fn check_no_only_copy(core: &Core, peer: &PeerId, peers: &PeerTable) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a leave that was refused is tried again while others stay; the last one, and bad input, are final.
+    #[test]
+    fn seed_f20_f22_a_refusal_that_may_change() {
+        let row = |node_id, removing| (node_id, types::Peer { node_id, removing, ..types::Peer::default() });
+        let table = |rows: &[(u64, types::Peer)]| PeerTable { rows: rows.iter().cloned().collect(), index: 1 };
+        let (alone, two) = (table(&[row(1, true)]), table(&[row(1, true), row(2, false)]));
+        let all_go = table(&[row(1, false), row(2, true)]);
+        for (code, with_two, without) in [
+            (Code::Rejected, true, false),
+            (Code::Unavailable, true, true),
+            (Code::OutcomeUnknown, true, true),
+            (Code::Internal, false, false),
+        ] {
+            assert_eq!(may_change(&two, 1, code), with_two, "{code:?}");
+            assert_eq!(may_change(&alone, 1, code), without, "{code:?}");
+            assert_eq!(may_change(&all_go, 1, code), without, "{code:?}");
+        }
+    }
 
     /// Goal: what a person sees of a removal follows from the row and the number of items alone.
     #[test]

@@ -39,7 +39,7 @@ pub enum Standing {
     IpfsDown,
     /// Leaves for good, and holds its copies until others have them.
     Draining,
-    /// Removed, or never a member of this cluster (seed:I11).
+    /// Removed, never a member of this cluster (seed:I11), or away while it was to leave for good: nobody waits for it.
     Gone,
 }
 
@@ -78,6 +78,7 @@ impl Standings {
     pub fn new(peers: &PeerTable, ipfs_down: &BTreeSet<Vec<u8>>) -> Standings {
         let member = |row: &types::Peer| {
             let standing = match row.state() {
+                State::Away if row.draining => Standing::Gone,
                 State::Away => Standing::Away,
                 State::Draining => Standing::Draining,
                 State::Removed => Standing::Gone,

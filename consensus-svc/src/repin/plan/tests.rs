@@ -294,6 +294,26 @@ fn seed_h2_h4_what_an_entry_needs() {
     assert_eq!(moves::need(&pin(2, 2, &[1, 2], &[]), &down), Need::Refill { live: 1 });
 }
 
+/// Goal: a peer that was to leave for good and is away is waited for by nobody: what has its minimum elsewhere leaves it
+/// too, it is asked nothing, what only it has is lost, and it goes when the others hold theirs.
+#[test]
+fn seed_f16_f21_h6_away_while_it_drains() {
+    let mut table = table(&[State::Healthy, State::Healthy, State::Away, State::Away]);
+    table.rows.get_mut(&4).unwrap().draining = true;
+    let standings = Standings::new(&table, &BTreeSet::new());
+    assert_eq!(need(&pin(1, 3, &[1, 2, 3], &[]), &standings), Need::Nothing, "it may come back");
+    let entry = pin(1, 3, &[1, 2, 4], &[]);
+    assert_eq!(need(&entry, &standings), Need::Vacate);
+    let vacated = moves::vacated(&entry, &standings).unwrap();
+    assert_eq!((nodes(&vacated.allocations), nodes(&vacated.leaving)), (vec![1, 2], vec![4]));
+    assert!(moves::is_lost(&pin(1, 1, &[4], &[]), &standings));
+    let left = pin(1, 3, &[1, 2], &[4]);
+    assert!(settle::to_ask(&left, &standings).eq([&peer(1), &peer(2)]));
+    assert_eq!(settle::step(&left, &standings, |_| Copy::Unknown), None);
+    let Some(Step::Drop(settle)) = settle::step(&left, &standings, |_| Copy::Held) else { panic!() };
+    assert_eq!(nodes(&settle.drop), vec![4]);
+}
+
 /// Goal: the old holder keeps its copy until the new one has it, nobody unknown does, and no change is no move.
 #[test]
 fn seed_h1_h3_what_a_move_says() {
