@@ -71,6 +71,7 @@ fn pure_files_are_pure() {
         "consensus-svc/src/expiry/plan",
         "monitor-svc/src/window",
         "monitor-svc/src/liveness",
+        "monitor-svc/src/alerts",
         "monitor-svc/src/allocator",
         "ipfs-connector/src/tracker/reconcile",
     ];

@@ -2,6 +2,7 @@
 
 mod bad_inputs;
 mod failover;
+mod health;
 mod house_rules;
 mod kubo;
 mod peers;
