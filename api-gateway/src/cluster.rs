@@ -18,6 +18,7 @@ use pinfold_proto::connector::tracker_client::TrackerClient;
 use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
 use pinfold_proto::consensus::repin_client::RepinClient;
+use pinfold_proto::consensus::state_client::StateClient;
 use pinfold_proto::monitor::monitor_client::MonitorClient;
 use pinfold_proto::{consensus, monitor, types};
 use prost::Message as _;
@@ -48,6 +49,7 @@ pub struct Cluster {
     pins: PinsClient<Channel>,
     peerset: PeersClient<Channel>,
     repin: RepinClient<Channel>,
+    state: StateClient<Channel>,
     monitor: MonitorClient<Channel>,
     node: NodeClient<Channel>,
     seen: Mutex<Seen>,
@@ -92,6 +94,7 @@ impl Cluster {
             connector_address: config.connector.clone(),
             pins: PinsClient::new(to_consensus.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             repin: RepinClient::new(to_consensus.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            state: StateClient::new(to_consensus.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             peerset: PeersClient::new(to_consensus).max_decoding_message_size(MAX_MESSAGE_BYTES),
             monitor: MonitorClient::new(to_monitor).max_decoding_message_size(MAX_MESSAGE_BYTES),
             node: NodeClient::new(to_connector).max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -111,6 +114,10 @@ impl Cluster {
 
     pub fn repin(&self) -> RepinClient<Channel> {
         self.repin.clone()
+    }
+
+    pub fn state(&self) -> StateClient<Channel> {
+        self.state.clone()
     }
 
     pub fn monitor(&self) -> MonitorClient<Channel> {

@@ -163,6 +163,13 @@ pub struct PinJson {
     pub reference: Option<String>,
     #[serde(default)]
     pub timestamp: Timestamp,
+    /// Ours: peers that keep their copy until the new ones hold it (protocols.md 7). Absent when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<String>,
+}
+
+fn peers<'a>(name: &str, texts: impl Iterator<Item = &'a String>) -> Result<Vec<PeerId>> {
+    texts.map(|text| ids::parse_peer_id(text).map_err(|error| error.context(name))).collect()
 }
 
 fn texts<T: ToString>(list: &[T]) -> Vec<String> {
@@ -196,6 +203,7 @@ impl PinJson {
             max_depth: pin.max_depth,
             reference: pin.reference.as_ref().map(Cid::to_string),
             timestamp: pin.timestamp,
+            leaving: texts(&pin.leaving),
         }
     }
 
@@ -221,13 +229,8 @@ impl PinJson {
                     .map(|text| crate::address::parse_multiaddr(text).map_err(|error| error.context("origins")))
                     .collect::<Result<_>>()?,
             },
-            allocations: self
-                .allocations
-                .iter()
-                .flatten()
-                .map(|text| ids::parse_peer_id(text).map_err(|error| error.context("allocations")))
-                .collect::<Result<_>>()?,
-            leaving: Vec::new(),
+            allocations: peers("allocations", self.allocations.iter().flatten())?,
+            leaving: peers("leaving", self.leaving.iter())?,
             reference: cid("reference", &self.reference)?,
             timestamp: self.timestamp,
             revision: 0,

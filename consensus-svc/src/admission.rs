@@ -27,7 +27,7 @@ use crate::raft::NodeAndPeer;
 use crate::state_folder::{Found, hex};
 use crate::store::Stores;
 
-const CLUSTER_ID_BYTES: usize = 16;
+pub(crate) const CLUSTER_ID_BYTES: usize = 16;
 /// One peer's answer to a request to join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Between rounds over the addresses of `--bootstrap`.
@@ -65,6 +65,15 @@ pub fn plan(config: &Config, found: Found, stores: &Stores) -> Result<Plan> {
                     hex(&facts.cluster_id)
                 )));
             }
+            let own = config.identity.peer_id.to_bytes();
+            if let Some(row) = facts.peers.node(member.node_id).filter(|row| row.peer_id != own) {
+                return Err(Error::Refused(format!(
+                    "the data in {} is that of peer {}, and this is peer {}: the folders of two peers were mixed up",
+                    config.raft_folder.display(),
+                    pinfold_common::ids::peer_from_bytes(&row.peer_id)?,
+                    config.identity.peer_id
+                )));
+            }
             if !config.bootstrap.is_empty() {
                 tracing::info!(
                     cluster = hex(&member.cluster_id),
@@ -86,6 +95,25 @@ pub fn plan(config: &Config, found: Found, stores: &Stores) -> Result<Plan> {
     }
 }
 
+/// Counts this start, in the log and in `member.json`: whoever puts an older copy of the one beside the other is found out.
+/// An older log has forgotten votes and entries that this node answered for; the cluster could lose what it acknowledged.
+pub async fn count_start(config: &Config, member: Member, stores: &Stores) -> Result<Member> {
+    let counted = stores.log.starts();
+    if counted < member.starts {
+        return Err(Error::Refused(format!(
+            "{} is an older copy: this node was started {} times, and of that copy {counted} starts are known; it must not              vote. In a running cluster, take the peer in anew: remove it there (ctl peers rm), clean its state              (consensus-svc state clean) and start it with --bootstrap. To bring back an old state on purpose, with all              peers stopped: consensus-svc state recover",
+            config.raft_folder.display(),
+            member.starts
+        )));
+    }
+    let starts = counted + 1;
+    // The log first: a crash in between leaves it one ahead, which is no older copy.
+    stores.log.save_starts(starts).await?;
+    let member = Member { starts, ..member };
+    member.save(&config.folder)?;
+    Ok(member)
+}
+
 /// This peer as a founder. All peers of an `init_peerset` agree on the cluster's ID without asking each other, so that
 /// differing lists are different clusters, which refuse each other.
 fn founder(config: &Config) -> Member {
@@ -97,7 +125,7 @@ fn founder(config: &Config) -> Member {
         config.init_peerset.iter().for_each(|peer| list.extend(peer.to_bytes()));
         cluster_id.copy_from_slice(&sha256(&list)[..CLUSTER_ID_BYTES]);
     }
-    Member { cluster_id, node_id: founder_node_id(&config.identity.peer_id) }
+    Member { cluster_id, node_id: founder_node_id(&config.identity.peer_id), starts: 0 }
 }
 
 fn sha256(bytes: &[u8]) -> Vec<u8> {
@@ -105,7 +133,7 @@ fn sha256(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The hash of the peer ID with the top bit 0 (protocols.md 2).
-fn founder_node_id(peer: &PeerId) -> u64 {
+pub(crate) fn founder_node_id(peer: &PeerId) -> u64 {
     let hash = sha256(&peer.to_bytes());
     let first = hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
     (first & !JOINER_BIT).max(1)
@@ -285,7 +313,7 @@ async fn join_at(config: &Config, channels: &Channels, target: &KnownPeer) -> pi
     let request = join_call(config, Vec::new(), 0);
     let reply = call("join", JOIN_DEADLINE, client.join(request)).await?;
     tracing::info!(by = %target.peer_id, cluster = hex(&reply.cluster_id), node = reply.node_id, "joined a cluster");
-    Ok(Member { cluster_id: reply.cluster_id, node_id: reply.node_id })
+    Ok(Member { cluster_id: reply.cluster_id, node_id: reply.node_id, starts: 0 })
 }
 
 /// Writes down that this peer is not a member any more; the next start refuses.

@@ -33,6 +33,27 @@ pub struct KnownPeer {
     pub host_port: String,
 }
 
+/// Where this room keeps its data: all that is needed to look at it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The peer's folder.
+    pub folder: PathBuf,
+    /// `<folder>/raft`, or `consensus.raft.data_folder`.
+    pub raft: PathBuf,
+    pub backups_rotate: u64,
+}
+
+impl Place {
+    pub fn of(file: &File) -> Result<Place> {
+        let folder = file.folder().to_owned();
+        let raft = match file.string("consensus.raft.data_folder")? {
+            name if name.is_empty() => folder.join("raft"),
+            name => folder.join(name),
+        };
+        Ok(Place { folder, raft, backups_rotate: at_least_one(file, "consensus.raft.backups_rotate")? })
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The peer's folder.
@@ -68,6 +89,7 @@ pub struct Config {
     /// Further members stay learners.
     pub max_voters: usize,
     pub repin: RepinConfig,
+    pub backup: BackupConfig,
 }
 
 /// Automatic re-pinning (docs/repin.md); the leader's own settings count.
@@ -90,6 +112,16 @@ pub struct RepinConfig {
     pub is_disabled: bool,
 }
 
+/// `backup.*`
+#[derive(Clone, Debug)]
+pub struct BackupConfig {
+    pub folder: PathBuf,
+    /// Zero: none is made by itself.
+    pub interval: Duration,
+    /// So many of those that were made by themselves are kept.
+    pub keep: usize,
+}
+
 impl Config {
     /// `bootstrap` are the multiaddresses of `--bootstrap`.
     pub fn from_file(file: &File, bootstrap: &[String]) -> Result<Config> {
@@ -100,11 +132,7 @@ impl Config {
     /// For tests, which make their identities up.
     pub fn with_identity(file: &File, bootstrap: &[String], identity: Identity) -> Result<Config> {
         let own = identity.peer_id;
-        let folder = file.folder().to_owned();
-        let raft_folder = match file.string("consensus.raft.data_folder")? {
-            name if name.is_empty() => folder.join("raft"),
-            name => folder.join(name),
-        };
+        let Place { folder, raft: raft_folder, backups_rotate } = Place::of(file)?;
         let peerstore = folder.join(file.string("cluster.peerstore_file")?);
         let consensus = file.announce(Room::Consensus)?;
         let announced = multiaddr_of(&consensus)?;
@@ -121,7 +149,7 @@ impl Config {
         Ok(Config {
             raft_folder,
             peerstore,
-            backups_rotate: at_least_one(file, "consensus.raft.backups_rotate")?,
+            backups_rotate,
             secret: file.secret()?,
             name: peername(file)?,
             wire_version: WIRE_VERSION.to_owned(),
@@ -142,6 +170,11 @@ impl Config {
             follower_mode: file.bool("cluster.follower_mode")?,
             raft: raft_config(file)?,
             repin: repin_config(file)?,
+            backup: BackupConfig {
+                folder: folder.join(file.string("backup.folder")?),
+                interval: file.duration("backup.interval")?,
+                keep: usize::try_from(at_least_one(file, "backup.keep")?).unwrap_or(usize::MAX),
+            },
             max_voters: max_voters(file)?,
             folder,
             identity,

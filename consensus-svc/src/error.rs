@@ -11,16 +11,13 @@ pub const EXIT_REMOVED: u8 = 77;
 /// It was to leave its cluster on a clean stop and could not: it has stopped as a member, with its data.
 pub const EXIT_NOT_LEFT: u8 = 79;
 pub const EXIT_FAILURE: u8 = 1;
-/// The disk failed, or what lies on it is damaged (fault:D2, fault:D4).
+/// The disk failed (fault:D2, fault:D4).
 pub const EXIT_DISK: u8 = 74;
 /// Another process works in the folder (fault:P14).
 pub const EXIT_LOCKED: u8 = 75;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another process works in the folder.
-    #[error("{0}")]
-    Locked(pinfold_common::Error),
     /// The data on disk and what was asked for do not go together.
     #[error("{0}")]
     Refused(String),
@@ -30,6 +27,12 @@ pub enum Error {
     /// This peer could not leave its cluster, and stopped as a member.
     #[error("{0}")]
     NotLeft(String),
+    /// Another process has the folder.
+    #[error("error obtaining execution lock: {0}")]
+    Locked(String),
+    /// A file that is not one of SQLite's could not be read or written.
+    #[error("{0}")]
+    Io(String),
     /// The disk, or the SQLite files on it. Final: never go on with a guess about what reached the disk (fault:F4).
     #[error("{0}")]
     Store(#[from] store::Error),
@@ -43,10 +46,11 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         use pinfold_common::Code;
         ExitCode::from(match self {
-            Error::Locked(_) => EXIT_LOCKED,
             Error::Refused(_) => EXIT_REFUSED,
             Error::Removed(_) => EXIT_REMOVED,
             Error::NotLeft(_) => EXIT_NOT_LEFT,
+            Error::Locked(_) => EXIT_LOCKED,
+            Error::Io(_) => EXIT_DISK,
             Error::Common(error) => match error.code {
                 Code::InvalidArgument | Code::Incompatible | Code::Removed => EXIT_REFUSED,
                 Code::NotFound
@@ -61,8 +65,9 @@ impl Error {
                 | Code::StorageFull
                 | Code::Internal => EXIT_FAILURE,
             },
-            Error::Store(store::Error::Refused(_)) => EXIT_REFUSED,
-            Error::Store(store::Error::Sqlite { .. } | store::Error::Io { .. } | store::Error::Damaged(_)) => EXIT_DISK,
+            // Starting again reads the same damage.
+            Error::Store(store::Error::Refused(_) | store::Error::Damaged(_)) => EXIT_REFUSED,
+            Error::Store(store::Error::Sqlite { .. } | store::Error::Io { .. }) => EXIT_DISK,
             Error::Store(store::Error::Halt(_) | store::Error::Closed) => EXIT_FAILURE,
         })
     }

@@ -9,6 +9,7 @@
 //! [`changes`] tells followers. [`admission`] and [`membership`] are the way in and out of a cluster.
 
 pub mod admission;
+pub mod backup;
 pub mod changes;
 pub mod config;
 pub mod contacts;
@@ -18,10 +19,13 @@ pub mod error;
 pub mod expiry;
 pub mod grpc;
 pub mod membership;
+pub mod offline;
 pub mod pinset;
 pub mod raft;
+pub mod repair;
 pub mod repin;
 pub mod replication;
+pub mod scrub;
 pub mod state_folder;
 pub mod store;
 
@@ -92,6 +96,13 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
                 member
             }
         };
+        let member = match admission::count_start(&config, member, &stores).await {
+            Ok(member) => member,
+            Err(error) => {
+                stores.close().await;
+                return Err(error);
+            }
+        };
         let ended =
             serve_member(&config, member.clone(), stores.clone(), port.listen()?, tls.clone(), &channels, &shutdown);
         match ended.await? {
@@ -115,9 +126,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
 
 /// What lies in the folder, locked and opened, and what is to be done with it.
 async fn open(config: &Config) -> Result<(StateFolder, Stores, Plan)> {
+    state_folder::finish_exchange(&config.raft_folder, &config.folder, config.backups_rotate)?;
     let folder = StateFolder::lock(&config.raft_folder)?;
     let found = folder.examine(&config.folder)?;
-    let stores = Stores::open(folder.path()).await?;
+    // What cannot even be read is told, or made good, by opening it.
+    if matches!(Stores::is_of_older_format(folder.path()).await, Ok(true)) {
+        let kept = state_folder::copy_aside(&config.raft_folder, &config.folder, config.backups_rotate)?;
+        tracing::warn!(copy = %kept.display(), "the data is of an older format: it is copied, and brought up to date");
+    }
+    let stores = repair::open(config, folder.path()).await?;
     match admission::plan(config, found, &stores) {
         Ok(plan) => Ok((folder, stores, plan)),
         Err(error) => {
@@ -154,7 +171,7 @@ fn unshared(error: std::io::Error) -> pinfold_common::Error {
 fn set_aside(config: &Config, member: &Member, reason: &str) -> Result<RemovedMarker> {
     tracing::warn!(reason, "this peer is not a member any more: its state is moved aside and it stops");
     let marker = admission::mark_removed(config, member, reason)?;
-    state_folder::move_aside(&config.raft_folder, config.backups_rotate)?;
+    state_folder::set_aside(&config.raft_folder, &config.folder, config.backups_rotate)?;
     Ok(marker)
 }
 
@@ -281,6 +298,8 @@ async fn serve_member(
         tokio::spawn(expiry::run(core.clone(), end.clone())),
         tokio::spawn(replication::run(core.clone(), end.clone())),
         tokio::spawn(repin::run(core.clone(), end.clone())),
+        tokio::spawn(backup::run(core.clone(), end.clone())),
+        tokio::spawn(scrub::run(core.clone(), end.clone())),
     ];
     let ended = tokio::select! {
         ended = stopped(&core, shutdown) => Ok(ended),

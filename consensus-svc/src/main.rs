@@ -2,24 +2,34 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use consensus_svc::config::Config;
 use consensus_svc::error::{Error, Result};
-use consensus_svc::{Listeners, run};
+use consensus_svc::offline::StateCommand;
+use consensus_svc::{Listeners, offline, run};
 use pinfold_common::config::{Args, File, listen_key_name};
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::Room;
 use pinfold_common::{runtime, server, telemetry};
 
-/// The pinset and the peerset of a Pinfold peer.
+/// The pinset and the peerset of a Pinfold peer. Without a command: serves.
 #[derive(Parser)]
 #[command(name = "consensus-svc", version)]
 struct Command {
+    #[command(subcommand)]
+    command: Option<Offline>,
     #[command(flatten)]
     args: Args,
     /// Multiaddresses, with /p2p/<peer ID>, of members of the cluster to join; separated by commas
     #[arg(short = 'j', long, value_name = "ADDRESSES")]
     bootstrap: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Offline {
+    /// Work on the state of this peer while it is stopped
+    #[command(subcommand)]
+    State(StateCommand),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +46,11 @@ fn main() -> ExitCode {
 fn start(command: Command) -> Result<()> {
     let file = File::load(&command.args)?;
     let _telemetry = telemetry::init(Room::Consensus, &file.telemetry(Room::Consensus)?)?;
+    if let Some(Offline::State(command)) = command.command {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::Io(format!("start the runtime: {error}")))?;
+        return runtime.block_on(offline::run(&file, command));
+    }
     let config = Config::from_file(&file, &command.bootstrap)?;
     runtime::run(serve(file, config))?
 }

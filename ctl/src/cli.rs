@@ -96,6 +96,54 @@ pub enum Command {
     Ipfs(Ipfs),
     /// How the cluster is: copies, peers, alerts; and readiness, metrics, who reaches whom
     Health(HealthPage),
+    /// The whole pinset; for a peer that is stopped: consensus-svc state
+    #[command(subcommand)]
+    State(State),
+    /// Backups of the contacted peer's state
+    #[command(subcommand)]
+    Backup(Backup),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum State {
+    /// The pinset as one log entry left it, one JSON object per line; consensus-svc state import takes it
+    Export(StateExport),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StateExport {
+    /// Write to this file instead of standard output; it appears when it is whole
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Ask the leader first: everything that is committed by now is in it
+    #[arg(long)]
+    pub consistent: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Backup {
+    /// Make one, on the contacted peer's disk: pinset, peerset, settings, configuration
+    Create(BackupCreate),
+    /// Those of the contacted peer, newest first
+    Ls,
+    /// Go on with one, on a stopped peer (--config), as a new cluster of one; the others join it afterwards
+    Restore(BackupRestore),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BackupCreate {
+    /// The cluster secret, the credentials and this peer's private key too: keep such a backup like a key
+    #[arg(long)]
+    pub with_keys: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BackupRestore {
+    /// The backup's folder, or its name as backup ls shows it
+    pub backup: PathBuf,
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 #[derive(Clone, Debug, Args)]

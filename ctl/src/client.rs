@@ -156,6 +156,11 @@ impl Client {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    pub fn state(&self) -> api::state_client::StateClient<Authorized> {
+        api::state_client::StateClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     pub fn add(&self) -> api::add_client::AddClient<Authorized> {
         api::add_client::AddClient::with_interceptor(self.channel.clone(), self.credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)

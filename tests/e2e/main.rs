@@ -10,6 +10,7 @@ mod pinning;
 mod promises;
 mod repin;
 mod restarts;
+mod state;
 mod stuck_pins;
 mod up;
 mod wire;

@@ -11,8 +11,9 @@ use pinfold_common::tls::Room;
 use pinfold_proto::api::cluster_server;
 use pinfold_proto::api::health_reply::Room as RoomHealth;
 use pinfold_proto::connector::NodeStatusCall;
+use pinfold_proto::consensus::ListBackupsCall;
 use pinfold_proto::monitor::{LatestMetricsCall, MetricNamesCall, VerdictsCall};
-use pinfold_proto::{WIRE_VERSION, api, consensus};
+use pinfold_proto::{WIRE_VERSION, api, consensus, types};
 use tonic::{Request, Response, Status};
 
 use crate::cluster::{Cluster, READ_DEADLINE, ask};
@@ -49,6 +50,13 @@ impl ClusterApi {
                 Err(error) => Err(error.message),
             },
         )
+    }
+
+    /// The newest one that can be read.
+    async fn last_backup(&self) -> Option<types::Backup> {
+        let mut state = self.cluster.state();
+        let answer = ask("list the backups", HEALTH_DEADLINE, state.list_backups(ListBackupsCall {})).await;
+        answer.ok()?.backups.into_iter().find(|backup| backup.damage.is_empty())
     }
 
     async fn connector_health(&self) -> RoomHealth {
@@ -139,9 +147,10 @@ impl cluster_server::Cluster for ClusterApi {
     }
 
     async fn health(&self, _: Request<api::HealthRequest>) -> Result<Response<api::HealthReply>, Status> {
-        let (monitor, connector) = tokio::join!(self.monitor_health(), self.connector_health());
+        let (monitor, connector, last_backup) =
+            tokio::join!(self.monitor_health(), self.connector_health(), self.last_backup());
         let rooms = vec![self.consensus_health(), monitor, connector, room(Room::Gateway, Ok(()))];
-        Ok(Response::new(api::HealthReply { ready: rooms.iter().all(|room| room.ready), rooms }))
+        Ok(Response::new(api::HealthReply { ready: rooms.iter().all(|room| room.ready), rooms, last_backup }))
     }
 
     async fn alerts(&self, _: Request<api::AlertsRequest>) -> Result<Response<api::AlertsReply>, Status> {

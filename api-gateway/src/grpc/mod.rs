@@ -5,6 +5,7 @@ mod add;
 mod cluster;
 mod pins;
 mod repin;
+mod state;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use pinfold_proto::api::add_server::AddServer;
 use pinfold_proto::api::cluster_server::ClusterServer;
 use pinfold_proto::api::pins_server::PinsServer;
 use pinfold_proto::api::repin_server::RepinServer;
+use pinfold_proto::api::state_server::StateServer;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -24,8 +26,13 @@ use crate::adder::AddContext;
 use crate::cluster::Cluster;
 
 /// What the public may know of: reflection does not show the services between the rooms.
-const PUBLIC_SERVICES: [&str; 4] =
-    ["pinfold.api.v1.Cluster", "pinfold.api.v1.Pins", "pinfold.api.v1.Add", "pinfold.api.v1.Repin"];
+const PUBLIC_SERVICES: [&str; 5] = [
+    "pinfold.api.v1.Cluster",
+    "pinfold.api.v1.Pins",
+    "pinfold.api.v1.Add",
+    "pinfold.api.v1.Repin",
+    "pinfold.api.v1.State",
+];
 
 /// All services of the public port.
 pub fn routes(cluster: &Arc<Cluster>, add: AddContext, shutdown: Shutdown) -> Result<Routes> {
@@ -33,10 +40,12 @@ pub fn routes(cluster: &Arc<Cluster>, add: AddContext, shutdown: Shutdown) -> Re
     tokio::spawn(report_health(cluster.clone(), reporter, shutdown));
     let cluster_service = ClusterServer::new(cluster::ClusterApi::new(cluster.clone()));
     let pins_service = PinsServer::new(pins::PinsApi::new(cluster.clone()));
+    let state_service = StateServer::new(state::StateApi::new(cluster.clone()));
     let add_service = AddServer::new(add::AddApi::new(cluster.clone(), add));
     let repin_service = RepinServer::new(repin::RepinApi::new(cluster.clone()));
     let mut routes = Routes::new(cluster_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(pins_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(state_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(add_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(repin_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(health);

@@ -149,6 +149,10 @@ pub const KEYS: &[Key] = &[
     key("consensus.raft.snapshot_threshold", Uint, "8192", Shown),
     key("consensus.raft.leader_lease_timeout", Duration, "\"500ms\"", Hidden),
     key("consensus.raft.max_voters", Uint, "7", Hidden),
+    // Where backups go, how often one is made by itself (0: never), and how many of those are kept.
+    key("backup.folder", Text, "\"backups\"", Hidden),
+    key("backup.interval", Duration, "\"24h0m0s\"", Shown),
+    key("backup.keep", Uint, "7", Shown),
     key("services.consensus.listen_multiaddress", Multiaddr, "\"/ip4/127.0.0.1/tcp/9096\"", Shown),
     key("services.consensus.announce_multiaddress", Multiaddr, "\"\"", Hidden),
     key("services.consensus.metrics_multiaddress", Multiaddr, "\"/ip4/127.0.0.1/tcp/8888\"", Hidden),

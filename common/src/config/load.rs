@@ -235,6 +235,29 @@ pub fn from_text(key: &Key, text: &str) -> Result<Value> {
     })
 }
 
+/// Keys whose values must not leave the folder.
+const SECRETS: [&str; 5] = [
+    "cluster.secret",
+    "cluster.private_key",
+    "api.restapi.basic_auth_credentials",
+    "api.restapi.private_key",
+    "api.pinsvcapi.basic_auth_credentials",
+];
+
+/// The text of a `service.json` with its secrets blanked out, for a backup that others may read.
+pub fn without_secrets(text: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut tree: Value = serde_json::from_slice(text)?;
+    for path in SECRETS {
+        if let Some(value) = find(&tree, path) {
+            let blank = if value.is_string() { Value::String(String::new()) } else { Value::Null };
+            insert(&mut tree, path, blank);
+        }
+    }
+    let mut bytes = serde_json::to_vec_pretty(&tree)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
 /// The value at a dotted path.
 pub fn find<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(tree, |tree, field| tree.get(field))
@@ -300,6 +323,16 @@ mod tests {
             let error = load(text, &[]).unwrap_err();
             assert!(error.message.contains(expected), "{text}: {error}");
         }
+    }
+
+    /// Goal: a configuration for others to read has no secret in it, and is else as it was.
+    #[test]
+    fn secrets_are_blanked() {
+        let text =
+            r#"{"cluster":{"secret":"abc","peername":"p"},"api":{"restapi":{"basic_auth_credentials":{"u":"pw"}}}}"#;
+        let blanked = String::from_utf8(without_secrets(text.as_bytes()).unwrap()).unwrap();
+        assert!(!blanked.contains("abc") && !blanked.contains("pw") && blanked.contains("\"p\""), "{blanked}");
+        assert!(without_secrets(b"{").is_err());
     }
 
     /// Goal: the environment goes over the file, and old names lead to the new ones.

@@ -16,7 +16,7 @@ use crate::telemetry::Telemetry;
 use crate::tls::{ClusterSecret, Room};
 use crate::{Error, Result, address, time};
 
-pub use load::{FILE_NAME, from_text};
+pub use load::{FILE_NAME, from_text, without_secrets};
 pub use write::{Overrides, write_new};
 
 /// Flags that every program of a peer takes.

@@ -6,6 +6,7 @@ mod membership;
 mod peers;
 mod pins;
 mod repin;
+mod state;
 
 use std::sync::Arc;
 
@@ -17,7 +18,9 @@ use pinfold_proto::consensus::peers_server::PeersServer;
 use pinfold_proto::consensus::pins_server::PinsServer;
 use pinfold_proto::consensus::repin_forward_server::RepinForwardServer;
 use pinfold_proto::consensus::repin_server::RepinServer;
+use pinfold_proto::consensus::state_server::StateServer;
 use pinfold_proto::consensus::{Failure, PinManyReply, PinResult, pin_result};
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::coordinator::{Answer, Coordinator};
@@ -36,7 +39,8 @@ macro_rules! sized {
 pub fn routes(core: Arc<Core>, coordinator: Coordinator, shutdown: Shutdown) -> Routes {
     let pins = pins::PinsService { core: core.clone(), coordinator: coordinator.clone(), shutdown: shutdown.clone() };
     let forward = forward::ForwardService { core: core.clone(), coordinator };
-    let peers = peers::PeersService { core: core.clone(), shutdown };
+    let peers = peers::PeersService { core: core.clone(), shutdown: shutdown.clone() };
+    let state = state::StateService { core: core.clone(), shutdown, copying: Arc::new(Semaphore::new(1)) };
     let raft = raft::service(&core.raft);
     let membership = membership::MembershipService { core: core.clone() };
     let mut routes = Routes::builder();
@@ -46,6 +50,7 @@ pub fn routes(core: Arc<Core>, coordinator: Coordinator, shutdown: Shutdown) -> 
         .add_service(sized!(PeersServer::new(peers)))
         .add_service(sized!(RepinServer::new(repin::RepinService { core: core.clone() })))
         .add_service(sized!(RepinForwardServer::new(repin::RepinService { core: core.clone() })))
+        .add_service(sized!(StateServer::new(state)))
         .add_service(sized!(MembershipServer::new(membership)))
         .add_service(raft);
     routes.routes()

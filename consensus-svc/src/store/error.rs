@@ -1,5 +1,7 @@
 //! Errors of the disk, and the one place where the first of them stays.
 
+use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -11,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error("{doing}: {source}")]
-    Sqlite { doing: &'static str, source: Arc<sqlx::Error> },
+    Sqlite { doing: Cow<'static, str>, source: Arc<sqlx::Error> },
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: Arc<std::io::Error> },
     /// What lies on disk, or came from a peer, contradicts itself.
@@ -28,16 +30,42 @@ pub enum Error {
 
 impl Error {
     pub(super) fn sqlite(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
-        move |source| Error::Sqlite { doing, source: Arc::new(source) }
+        move |source| Error::Sqlite { doing: doing.into(), source: Arc::new(source) }
     }
 
     pub(super) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Io { doing, source: Arc::new(source) }
     }
 
+    /// Names the file that damage was found in.
+    pub(super) fn in_file(self, path: &Path) -> Error {
+        match self {
+            Error::Sqlite { doing, source } if is_damage(&source) => {
+                Error::Damaged(format!("{}: {doing}: {source}", path.display()))
+            }
+            Error::Sqlite { doing, source } if !doing.contains(&*path.to_string_lossy()) => {
+                Error::Sqlite { doing: format!("{}: {doing}", path.display()).into(), source }
+            }
+            Error::Damaged(what) if !what.contains(&*path.to_string_lossy()) => {
+                Error::Damaged(format!("{}: {what}", path.display()))
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn damaged(what: impl Into<String>) -> Error {
         Error::Damaged(what.into())
     }
+}
+
+/// SQLite's codes for a file whose contents contradict themselves, for one that is no database, and for tables that are
+/// not ours, as none of our statements is wrong by itself.
+fn is_damage(error: &sqlx::Error) -> bool {
+    const ERROR: u32 = 1;
+    const CORRUPT: u32 = 11;
+    const NOT_A_DATABASE: u32 = 26;
+    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| matches!(code & 0xff, ERROR | CORRUPT | NOT_A_DATABASE))
 }
 
 /// Whether the disk has failed. Clones share one answer; the first error stays.

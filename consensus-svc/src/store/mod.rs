@@ -13,6 +13,7 @@
 //!
 //! An error of the disk is final ([`Failure`]): the process stops rather than guess what reached the disk.
 
+mod build;
 mod error;
 mod log;
 mod readers;
@@ -20,14 +21,22 @@ pub mod recent;
 mod record;
 mod sqlite;
 mod state;
+mod sum;
+mod survivor;
+mod wal;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+pub use build::{Build, Seed};
 pub use error::{Error, Failure, Result};
 pub use log::{Done, Log, LogStatus};
 pub use recent::Recent;
 pub use record::{LogId, Membership, Payload, Proposal, Record, Vote};
-pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Meta, State};
+pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Meta, Reading, State};
+pub use survivor::Survivor;
+
+/// The Raft log and the vote.
+pub const LOG_FILE: &str = "log.db";
 
 /// The two files of one peer, opened.
 #[derive(Clone)]
@@ -45,7 +54,40 @@ impl Stores {
         let failure = Failure::default();
         let log = Log::open(folder, failure.clone()).await?;
         let state = State::open(folder, failure).await?;
+        if let Err(error) = check_ends(folder, &log, &state) {
+            state.close().await;
+            log.close().await;
+            return Err(error);
+        }
         Ok(Stores { log, state })
+    }
+
+    /// Whether opening would change the files to this version's format.
+    pub async fn is_of_older_format(folder: &Path) -> Result<bool> {
+        Ok(Log::is_of_older_format(folder).await? || State::is_of_older_format(folder).await?)
+    }
+
+    /// The ends of the log, if it is whole and the state is damaged; `None`: the damage is elsewhere.
+    pub async fn log_beside_damaged_state(folder: &Path) -> Result<Option<LogStatus>> {
+        let Ok(log) = Log::open(folder, Failure::default()).await else { return Ok(None) };
+        let status = log.status();
+        log.close().await;
+        match State::rehearse(folder, Failure::default()).await {
+            Err(Error::Damaged(_)) => Ok(Some(status)),
+            Err(error) => Err(error),
+            Ok(state) => {
+                state.close().await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Puts a copy of `file` into the place of the state, or an empty one, whose files are kept in the returned folder.
+    /// Nothing is open.
+    pub async fn replace_state(folder: &Path, file: Option<&Path>) -> Result<PathBuf> {
+        let (folder, file) = (folder.to_owned(), file.map(Path::to_owned));
+        let replaced = tokio::task::spawn_blocking(move || state::replace(&folder, file.as_deref()));
+        replaced.await.map_err(|_| Error::Closed)?
     }
 
     /// Resolves with the first error of the disk: the process has to stop.
@@ -58,4 +100,30 @@ impl Stores {
         self.state.close().await;
         self.log.close().await;
     }
+}
+
+/// Whether the log and the state fit together: nothing is missing between them, and the log, which is synced first, is
+/// not the older one. A state that came as a snapshot may be ahead of its log until that is cut.
+fn check_ends(folder: &Path, log: &Log, state: &State) -> Result<()> {
+    let LogStatus { purged, last } = log.status();
+    let (purged, last) = (purged.map(|id| id.index), last.map(|id| id.index));
+    let applied = state.meta().applied.map(|id| id.index);
+    let text = |index: Option<u64>| index.map_or_else(|| "no entry".to_owned(), |index| format!("entry {index}"));
+    if purged > applied {
+        return Err(Error::damaged(format!(
+            "{}: the state ends at {}, and the log was cut at {}: a part of the state is missing",
+            folder.join("state.db").display(),
+            text(applied),
+            text(purged)
+        )));
+    }
+    if last < applied && !state.is_from_snapshot() {
+        return Err(Error::damaged(format!(
+            "{}: the log ends at {}, and the state has applied {}: a part of the log is missing",
+            folder.join(LOG_FILE).display(),
+            text(last),
+            text(applied)
+        )));
+    }
+    Ok(())
 }

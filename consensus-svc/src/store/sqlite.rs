@@ -25,9 +25,20 @@ const WAL_KEEP_BYTES: u64 = 64 << 20;
 /// What is not in them is in the kernel's page cache, a microsecond away.
 const WRITER_CACHE_KIB: i32 = 8 << 10;
 const READER_CACHE_KIB: i32 = 1 << 10;
+/// Imports in any order find their place by a tree over random keys.
+const BUILDER_CACHE_KIB: i32 = 128 << 10;
 
 /// The first release without the WAL-reset bug, which silently loses committed data.
 const OLDEST: (u32, u32, u32) = (3, 51, 3);
+
+/// Files up to this size are checked when they are opened, which takes a fraction of a second; larger ones as they are
+/// read, and in the background.
+const CHECKED_AT_START_BYTES: u64 = 32 << 20;
+
+/// Whether the file is too large to be checked at every start.
+pub fn is_large(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > CHECKED_AT_START_BYTES)
+}
 
 /// When a commit is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +88,17 @@ pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
         .map_err(Error::sqlite("open a database for writing"))
 }
 
+/// The one connection that fills a new file, which counts for nothing until it is whole and synced.
+pub async fn open_builder(path: &Path) -> Result<SqliteConnection> {
+    options(path, BUILDER_CACHE_KIB)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Off)
+        .synchronous(SqliteSynchronous::Off)
+        .connect()
+        .await
+        .map_err(Error::sqlite("create a database"))
+}
+
 /// One connection that only reads `path`.
 pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
     options(path, READER_CACHE_KIB)
@@ -124,8 +146,25 @@ pub async fn user_version(connection: &mut SqliteConnection) -> Result<i64> {
     Ok(i64::from(row.get::<i32, _>(0)))
 }
 
-/// Creates the tables in an empty file; refuses one of a later version.
-pub async fn prepare(connection: &mut SqliteConnection, path: &Path, version: i64, schema: &'static str) -> Result<()> {
+/// Whether the file is there, and its format is older than `version`.
+pub async fn is_older(path: &Path, version: i64) -> Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let mut connection = open_reader(path).await.map_err(|error| error.in_file(path))?;
+    let found = user_version(&mut connection).await.map_err(|error| error.in_file(path))?;
+    connection.close().await.map_err(Error::sqlite("close a database"))?;
+    Ok(found != 0 && found < version)
+}
+
+/// Creates the tables in an empty file; refuses one of a later version. Returns the version that was found; an empty
+/// file has this one.
+pub async fn prepare(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    version: i64,
+    schema: &'static str,
+) -> Result<i64> {
     let found = user_version(connection).await?;
     if found > version {
         return Err(Error::Refused(format!(
@@ -134,9 +173,26 @@ pub async fn prepare(connection: &mut SqliteConnection, path: &Path, version: i6
         )));
     }
     if found == 0 {
+        let doing = "look for tables";
+        let tables = sqlx::query("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *connection).await;
+        if tables.map_err(Error::sqlite(doing))?.get::<i64, _>(0) > 0 {
+            return Err(Error::damaged(format!("{} has tables and no format version", path.display())));
+        }
         sqlx::raw_sql(schema).execute(connection).await.map_err(Error::sqlite("create tables"))?;
+        return Ok(version);
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Whether the file's pages and trees are sound. What the rows hold is not looked at.
+pub async fn check_structure(connection: &mut SqliteConnection) -> Result<()> {
+    let doing = "check a database";
+    let row = sqlx::query("PRAGMA integrity_check(1)").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
+    let verdict: String = row.get(0);
+    if verdict == "ok" {
+        return Ok(());
+    }
+    Err(Error::damaged(format!("the database is damaged: {verdict}")))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use consensus_svc::{Listeners, run};
 use parking_lot::Mutex;
 use pinfold_common::audience::{Members, Standing};
 use pinfold_common::channel::Channels;
-use pinfold_common::config::File;
+use pinfold_common::config::keys::KEYS;
+use pinfold_common::config::{File, Overrides, write_new};
 use pinfold_common::identity::Identity;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_common::tls::{ClusterSecret, Room, Tls};
@@ -24,6 +25,7 @@ use pinfold_common::{PeerId, server};
 use pinfold_proto::consensus::membership_client::MembershipClient;
 use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
+use pinfold_proto::consensus::state_client::StateClient;
 use pinfold_proto::consensus::{PinCall, PinReply, StatusCall, StatusReply};
 use pinfold_proto::monitor::allocation_server::{Allocation, AllocationServer};
 use pinfold_proto::monitor::monitor_server::{Monitor, MonitorServer};
@@ -173,6 +175,8 @@ pub struct Peer {
     secret: ClusterSecret,
     wire_version: String,
     file: File,
+    /// What is set in `file`.
+    settings: Overrides,
     monitor_end: Shutdown,
     running: Option<(Shutdown, JoinHandle<Result<(), Error>>)>,
 }
@@ -194,20 +198,26 @@ impl Cluster {
 
     /// A peer with its monitor, not started.
     pub async fn peer(&self) -> Peer {
-        let identity = Identity::generate();
+        self.peer_of(Identity::generate()).await
+    }
+
+    /// The same with an identity that is there already.
+    pub async fn peer_of(&self, identity: Identity) -> Peer {
         self.monitors.peers.lock().push(identity.peer_id.to_bytes());
         let folder = tempfile::tempdir().unwrap();
         let monitor = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let monitor_port = monitor.local_addr().unwrap().port();
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let file = File::defaults()
-            .in_folder(folder.path())
-            .with("cluster.secret", json!(self.secret.to_hex()))
-            .with("cluster.peername", json!(format!("peer-{port}")))
-            .with("cluster.replication_factor_min", json!(1))
-            .with("cluster.replication_factor_max", json!(2))
-            .with("services.consensus.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{port}")))
-            .with("services.monitor.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{monitor_port}")));
+        let settings: Overrides = vec![
+            ("cluster.secret", json!(self.secret.to_hex())),
+            ("cluster.peername", json!(format!("peer-{port}"))),
+            ("cluster.replication_factor_min", json!(1)),
+            ("cluster.replication_factor_max", json!(2)),
+            ("services.consensus.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{port}"))),
+            ("services.monitor.listen_multiaddress", json!(format!("/ip4/127.0.0.1/tcp/{monitor_port}"))),
+        ];
+        let file = File::defaults().in_folder(folder.path());
+        let file = settings.iter().fold(file, |file, (key, value)| file.with(key, value.clone()));
         let monitor_end = Shutdown::new();
         let tls = Tls::new(&self.secret, &identity, Room::Monitor).unwrap();
         let fake = FakeMonitor(self.monitors.clone());
@@ -216,7 +226,7 @@ impl Cluster {
         let channels = Channels::new(Tls::new(&self.secret, &identity, Room::Gateway).unwrap());
         let address = format!("127.0.0.1:{port}");
         let (secret, wire_version) = (self.secret.clone(), WIRE_VERSION.to_owned());
-        Peer { identity, folder, address, channels, secret, wire_version, file, monitor_end, running: None }
+        Peer { identity, folder, address, channels, secret, wire_version, file, settings, monitor_end, running: None }
     }
 
     /// `count` peers of one cluster, all ready and all voters.
@@ -261,7 +271,44 @@ impl Peer {
     }
 
     pub fn set(&mut self, key: &str, value: serde_json::Value) {
-        self.file = self.file.clone().with(key, value);
+        self.file = self.file.clone().with(key, value.clone());
+        let known = KEYS.iter().find(|known| known.path == key).unwrap();
+        self.settings.push((known.path, value));
+    }
+
+    pub fn config_file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes what the program itself reads at its start.
+    pub fn write_folder(&self) {
+        write_new(self.path(), self.settings.clone()).unwrap();
+        if !self.path().join("identity.json").exists() {
+            self.identity.save(self.path()).unwrap();
+        }
+    }
+
+    /// The program on this peer's folder.
+    pub fn program(&self, arguments: &[&str]) -> std::process::Command {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_consensus-svc"));
+        program.arg("-c").arg(self.path()).args(arguments);
+        program
+    }
+
+    /// Runs the program to its end with this input: exit code, standard output, standard error.
+    pub fn run_program(&self, arguments: &[&str], input: &str) -> (i32, String, String) {
+        use std::process::Stdio;
+        let mut program = self.program(arguments);
+        let program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        // It may end without having read all of it.
+        let feeder = std::thread::spawn(move || drop(std::io::Write::write_all(&mut stdin, input.as_bytes())));
+        let output = child.wait_with_output().unwrap();
+        feeder.join().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
     /// From its next start on it listens elsewhere.
@@ -327,6 +374,10 @@ impl Peer {
 
     pub fn peers(&self) -> PeersClient<Channel> {
         PeersClient::new(self.channel())
+    }
+
+    pub fn state(&self) -> StateClient<Channel> {
+        StateClient::new(self.channel()).max_decoding_message_size(pinfold_common::channel::MAX_MESSAGE_BYTES)
     }
 
     /// A client with this peer's certificate, towards another peer.

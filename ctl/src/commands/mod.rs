@@ -2,6 +2,7 @@
 
 mod add;
 mod approve;
+mod backup;
 mod daemon;
 mod health;
 mod id;
@@ -11,12 +12,13 @@ mod peers;
 mod pin;
 mod recover;
 mod repin;
+mod state;
 mod status;
 mod up;
 mod version;
 mod wait;
 
-use crate::cli::{Cli, Command, Health, Ipfs, Peers, PinCommand};
+use crate::cli::{Backup, Cli, Command, Health, Ipfs, Peers, PinCommand, State};
 use crate::client::{Client, Outcome};
 use crate::output;
 
@@ -76,6 +78,12 @@ async fn dispatch(cli: Cli) -> Outcome {
             ipfs::gc::run(&Client::connect(&global).await?, encoding, arguments).await
         }
         Command::Ipfs(Ipfs::Peering) => ipfs::peering::run(&Client::connect(&global).await?).await,
+        Command::State(State::Export(arguments)) => state::export(&Client::connect(&global).await?, arguments).await,
+        Command::Backup(Backup::Create(arguments)) => {
+            backup::create(&Client::connect(&global).await?, encoding, arguments).await
+        }
+        Command::Backup(Backup::Ls) => backup::ls(&Client::connect(&global).await?, encoding).await,
+        Command::Backup(Backup::Restore(arguments)) => backup::restore(&global, &arguments),
         Command::Health(page) => {
             let client = Client::connect(&global).await?;
             let Some(command) = page.command else { return health::summary::run(&client, encoding).await };

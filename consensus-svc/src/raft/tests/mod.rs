@@ -198,6 +198,38 @@ async fn a_leader_that_stops_hands_over() {
     cluster.shutdown().await;
 }
 
+/// Goal: how often the state is checkpointed follows `snapshot_interval` and `snapshot_threshold`; a large backlog does not
+/// wait for the interval.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_c7_i4_snapshots_follow_the_keys() {
+    let often = RaftConfig {
+        snapshot_threshold: 50,
+        snapshot_interval: Duration::from_millis(100),
+        trailing_logs: 5,
+        ..RaftConfig::default()
+    };
+    let seldom = RaftConfig { snapshot_interval: Duration::from_secs(3600), ..often.clone() };
+    let (often, seldom) = (Cluster::founded(1, often).await, Cluster::founded(1, seldom).await);
+    let snapshot_at = async |cluster: &Cluster, index: u64| {
+        let mut status = cluster.leader().await.node().status();
+        let reached = status.wait_for(|status| status.snapshot_index >= index);
+        drop(tokio::time::timeout(harness::DEADLINE, reached).await.expect("a snapshot in time").unwrap());
+    };
+    for cluster in [&seldom, &often] {
+        for number in 0..300 {
+            cluster.leader().await.node().propose(put(&format!("pin-{number}"))).await.unwrap();
+        }
+    }
+    snapshot_at(&often, 200).await;
+    assert_eq!(seldom.leader().await.node().status().borrow().snapshot_index, 0, "an hour has not passed");
+    for number in 300..900 {
+        seldom.leader().await.node().propose(put(&format!("pin-{number}"))).await.unwrap();
+    }
+    snapshot_at(&seldom, 800).await;
+    often.shutdown().await;
+    seldom.shutdown().await;
+}
+
 /// Goal: a node that the log can't help any more gets the whole state, also while writes go on, and then a vote.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_installs_a_snapshot() {

@@ -48,6 +48,7 @@ pub struct Cache {
     pub purged: Option<LogId>,
     pub committed: Option<LogId>,
     pub vote: Option<Vote>,
+    pub starts: u64,
 }
 
 /// Encoded size and cache size of an entry.
@@ -79,6 +80,7 @@ impl Cache {
             purged,
             committed,
             vote,
+            starts: 0,
         };
         for entry in entries {
             cache.push(entry);

@@ -12,15 +12,15 @@ mod writer;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
 use super::record::{LogId, Record, Vote, split_group};
 use super::sqlite::{self, Sync};
+use super::wal;
 use cache::{Cache, Cached};
 use writer::{Op, Writer};
 
@@ -31,19 +31,32 @@ const QUEUE: usize = 1024;
 /// Groups that one query for old entries reads: at most 16 MiB.
 const GROUPS_PER_READ: i64 = 16;
 const READERS: usize = 2;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const SCHEMA: &str = "
     BEGIN;
     CREATE TABLE groups (
         first INTEGER PRIMARY KEY,
         last INTEGER NOT NULL,
         committed BLOB,
-        entries BLOB NOT NULL
+        entries BLOB NOT NULL,
+        sum INTEGER
     );
-    CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-    PRAGMA user_version = 1;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, sum INTEGER) WITHOUT ROWID;
+    PRAGMA user_version = 2;
     COMMIT;
 ";
+/// From the first format, which had no sums.
+const FROM_1: &str = "
+    BEGIN IMMEDIATE;
+    ALTER TABLE groups ADD COLUMN sum INTEGER;
+    ALTER TABLE facts ADD COLUMN sum INTEGER;
+    PRAGMA user_version = 2;
+    COMMIT;
+";
+
+/// All columns that the sum is over.
+const READ_GROUPS: &str = "SELECT first, last, committed, entries, sum FROM groups WHERE first < ? AND last >= ? \
+                           ORDER BY first LIMIT ?";
 
 /// Called once, when the entries are on disk or can't be any more.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -73,15 +86,41 @@ impl Log {
     }
 
     async fn open_bounded(folder: &Path, failure: Failure, cache_bytes: usize) -> Result<Log> {
-        let path = folder.join("log.db");
-        let mut connection = sqlite::open_writer(&path, Sync::EveryCommit).await?;
-        sqlite::prepare(&mut connection, &path, VERSION, SCHEMA).await?;
-        let cache = writer::load(&mut connection, cache_bytes).await?;
+        let path = folder.join(super::LOG_FILE);
+        // Before SQLite looks at it, and forgets what is behind the damage.
+        wal::check(&path)?;
+        let (connection, cache) = Log::load(&path, cache_bytes).await.map_err(|error| error.in_file(&path))?;
         let (queue, ops) = mpsc::channel(QUEUE);
         let readers = Readers::new(&path, READERS);
         let shared = Arc::new(Shared { cache: Mutex::new(cache), queue, readers, failure });
         tokio::spawn(Writer::new(connection, Arc::downgrade(&shared), shared.failure.clone()).run(ops));
         Ok(Log(shared))
+    }
+
+    async fn load(path: &Path, cache_bytes: usize) -> Result<(SqliteConnection, Cache)> {
+        let mut connection = sqlite::open_writer(path, Sync::EveryCommit).await?;
+        if sqlite::prepare(&mut connection, path, VERSION, SCHEMA).await? == 1 {
+            let doing = "bring the log to this version's format";
+            sqlx::raw_sql(FROM_1).execute(&mut connection).await.map_err(Error::sqlite(doing))?;
+        }
+        if !sqlite::is_large(path) {
+            sqlite::check_structure(&mut connection).await?;
+        }
+        let cache = writer::load(&mut connection, cache_bytes).await?;
+        Ok((connection, cache))
+    }
+
+    pub(super) async fn is_of_older_format(folder: &Path) -> Result<bool> {
+        sqlite::is_older(&folder.join(super::LOG_FILE), VERSION).await
+    }
+
+    /// A new log that begins after `purged`.
+    pub(super) async fn seed(folder: &Path, purged: LogId, vote: Vote) -> Result<()> {
+        let log = Log::open(folder, Failure::default()).await?;
+        log.save_vote(vote).await?;
+        log.purge(purged).await?;
+        log.close().await;
+        Ok(())
     }
 
     pub fn status(&self) -> LogStatus {
@@ -98,6 +137,18 @@ impl Log {
     pub async fn save_vote(&self, vote: Vote) -> Result<()> {
         let (done, written) = oneshot::channel();
         self.send(Op::Vote { vote, done }).await?;
+        written.await.map_err(|_| Error::Closed)?
+    }
+
+    /// How often a process was started on this log.
+    pub fn starts(&self) -> u64 {
+        self.0.cache.lock().starts
+    }
+
+    /// Answered when it is on disk.
+    pub async fn save_starts(&self, starts: u64) -> Result<()> {
+        let (done, written) = oneshot::channel();
+        self.send(Op::Starts { starts, done }).await?;
         written.await.map_err(|_| Error::Closed)?
     }
 
@@ -182,7 +233,7 @@ impl Log {
     /// Entries of the first groups that reach into the range.
     async fn read_file(&self, start: u64, end: u64) -> Result<Vec<(Record, usize)>> {
         let mut reader = self.0.readers.acquire().await?;
-        let rows = sqlx::query("SELECT entries FROM groups WHERE first < ? AND last >= ? ORDER BY first LIMIT ?")
+        let rows = sqlx::query(READ_GROUPS)
             .bind(end as i64)
             .bind(start as i64)
             .bind(GROUPS_PER_READ)
@@ -191,7 +242,7 @@ impl Log {
             .map_err(Error::sqlite("read log entries"))?;
         let mut records = Vec::new();
         for row in rows {
-            for entry in split_group(Bytes::copy_from_slice(row.get(0)))? {
+            for entry in split_group(writer::checked_entries(&row)?)? {
                 let size = entry.len();
                 let record = Record::decode(entry)?;
                 if (start..end).contains(&record.id.index) {
@@ -204,12 +255,13 @@ impl Log {
 
     /// Writes what is queued and closes the file. Idempotent.
     pub(super) async fn close(&self) {
+        // The writer last: only a connection that may write can put the write-ahead log away.
+        self.0.readers.close().await;
         let (done, closed) = oneshot::channel();
         if self.0.queue.send(Op::Close { done }).await.is_ok() {
             // The writer drops the sender when it ends for another reason.
             let _ = closed.await;
         }
-        self.0.readers.close().await;
     }
 
     async fn send(&self, op: Op) -> Result<()> {

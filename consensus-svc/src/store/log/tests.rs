@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use pinfold_proto::storage::{self, command};
+use sqlx::Row as _;
 use tempfile::TempDir;
 
 use super::*;

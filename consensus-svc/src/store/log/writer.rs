@@ -5,7 +5,7 @@ use std::sync::Weak;
 use bytes::Bytes;
 use pinfold_proto::storage;
 use prost::Message;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,6 +14,7 @@ use super::{Done, Shared};
 use crate::store::error::{Error, Failure, Result};
 use crate::store::record::{GroupBuilder, LogId, Record, Vote, split_group};
 use crate::store::sqlite::Many;
+use crate::store::sum;
 
 /// Writes in one transaction.
 const MAX_OPS: usize = 512;
@@ -26,6 +27,7 @@ const WRITING: &str = "write the log";
 pub enum Op {
     Append { entries: Vec<(u64, Bytes)>, epoch: u64, done: Done },
     Vote { vote: Vote, done: oneshot::Sender<Result<()>> },
+    Starts { starts: u64, done: oneshot::Sender<Result<()>> },
     Truncate { keep: Option<u64>, done: oneshot::Sender<Result<()>> },
     Purge { upto: LogId, done: oneshot::Sender<Result<()>> },
     Close { done: oneshot::Sender<()> },
@@ -45,16 +47,20 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let mut purged = None;
     let mut vote = None;
     let mut committed: Option<LogId> = None;
-    for row in sqlx::query("SELECT name, value FROM facts")
+    let mut starts = 0;
+    for row in sqlx::query("SELECT name, value, sum FROM facts")
         .fetch_all(&mut *connection)
         .await
         .map_err(Error::sqlite(LOADING))?
     {
         let value: &[u8] = row.get(1);
-        match row.get::<&str, _>(0) {
+        let name: &str = row.get(0);
+        sum::check(&[name.as_bytes(), value], row.get(2), "a fact of the log")?;
+        match name {
             "purged" => purged = Some(log_id(value)?),
             "committed" => committed = Some(log_id(value)?),
             "vote" => vote = Some(decode_vote(value)?),
+            "starts" => starts = decode_starts(value)?,
             other => return Err(Error::damaged(format!("log.db: unknown fact {other:?}"))),
         }
     }
@@ -62,14 +68,12 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let mut bytes = 0;
     let mut before = i64::MAX;
     while bytes <= max_bytes {
-        let row = sqlx::query("SELECT first, entries FROM groups WHERE first < ? ORDER BY first DESC LIMIT 1")
-            .bind(before)
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(Error::sqlite(LOADING))?;
+        let sql = "SELECT first, last, committed, entries, sum FROM groups WHERE first < ? ORDER BY first DESC LIMIT 1";
+        let row =
+            sqlx::query(sql).bind(before).fetch_optional(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
         let Some(row) = row else { break };
         before = row.get(0);
-        for entry in split_group(Bytes::copy_from_slice(row.get(1)))?.into_iter().rev() {
+        for entry in split_group(checked_entries(&row)?)?.into_iter().rev() {
             let record = Record::decode(entry.clone())?;
             if purged.is_none_or(|purged: LogId| record.id.index > purged.index) {
                 let cached = Cached { record, encoded: entry };
@@ -90,13 +94,38 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let committed = committed.filter(|committed| last.or(purged).is_some_and(|last| committed.index <= last.index));
     let row = sqlx::query("SELECT coalesce(min(first), 0) FROM groups").fetch_one(connection).await;
     let begin: i64 = row.map_err(Error::sqlite(LOADING))?.get(0);
-    Ok(Cache::loaded(newest_first.into_iter().rev(), max_bytes, begin as u64, last, purged, committed, vote))
+    let mut cache =
+        Cache::loaded(newest_first.into_iter().rev(), max_bytes, begin as u64, last, purged, committed, vote);
+    cache.starts = starts;
+    Ok(cache)
+}
+
+/// The entries of a row of first, last, committed, entries, sum.
+pub fn checked_entries(row: &SqliteRow) -> Result<Bytes> {
+    let entries: &[u8] = row.get(3);
+    let (first, last): (i64, i64) = (row.get(0), row.get(1));
+    let sum: Option<i64> = row.get(4);
+    if sum.is_some_and(|sum| sum != group_sum(first, last, row.get(2), entries)) {
+        return Err(Error::damaged(format!(
+            "log entries {first} to {last} are not what was written: their checksum differs"
+        )));
+    }
+    Ok(Bytes::copy_from_slice(entries))
+}
+
+fn group_sum(first: i64, last: i64, committed: Option<&[u8]>, entries: &[u8]) -> i64 {
+    sum::of(&[&first.to_be_bytes(), &last.to_be_bytes(), committed.unwrap_or_default(), entries])
 }
 
 fn log_id(bytes: &[u8]) -> Result<LogId> {
     let id =
         storage::LogId::decode(bytes).map_err(|error| Error::damaged(format!("log.db: decode a log ID: {error}")))?;
     Ok(LogId::from_proto(&id))
+}
+
+fn decode_starts(bytes: &[u8]) -> Result<u64> {
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Error::damaged("log.db: decode the count of starts"))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 fn decode_vote(bytes: &[u8]) -> Result<Vote> {
@@ -109,6 +138,7 @@ fn decode_vote(bytes: &[u8]) -> Result<Vote> {
 enum Step {
     Insert(Vec<GroupBuilder>),
     Vote(Vote),
+    Starts(u64),
     Truncate(Option<u64>),
     Purge(LogId),
 }
@@ -124,7 +154,7 @@ struct Answers {
 
 impl Writer {
     pub fn new(connection: SqliteConnection, shared: Weak<Shared>, failure: Failure) -> Writer {
-        let insert = Many::new("INSERT INTO groups (first, last, committed, entries) VALUES ", "(?,?,?,?)", "");
+        let insert = Many::new("INSERT INTO groups (first, last, committed, entries, sum) VALUES ", "(?,?,?,?,?)", "");
         Writer { connection, shared, failure, insert }
     }
 
@@ -162,6 +192,7 @@ impl Writer {
                     match step {
                         Step::Insert(groups) => self.insert(groups).await?,
                         Step::Vote(vote) => self.put_fact("vote", vote.to_proto().encode_to_vec()).await?,
+                        Step::Starts(starts) => self.put_fact("starts", starts.to_be_bytes().to_vec()).await?,
                         Step::Truncate(keep) => self.truncate(keep).await?,
                         Step::Purge(upto) => self.purge(upto).await?,
                     }
@@ -185,7 +216,9 @@ impl Writer {
             for group in rows {
                 // Only what is in the log by then can be applied again after a crash.
                 let committed = committed.filter(|id| id.index <= group.last).map(|id| id.to_proto().encode_to_vec());
-                query = query.bind(group.first as i64).bind(group.last as i64).bind(committed).bind(group.bytes);
+                let (first, last) = (group.first as i64, group.last as i64);
+                let sum = group_sum(first, last, committed.as_deref(), &group.bytes);
+                query = query.bind(first).bind(last).bind(committed).bind(group.bytes).bind(sum);
             }
             query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
         }
@@ -193,11 +226,14 @@ impl Writer {
     }
 
     async fn put_fact(&mut self, name: &'static str, value: Vec<u8>) -> Result<()> {
+        let sum = sum::of(&[name.as_bytes(), &value]);
         sqlx::query(
-            "INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            "INSERT INTO facts (name, value, sum) VALUES (?, ?, ?) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value, sum = excluded.sum",
         )
         .bind(name)
         .bind(value)
+        .bind(sum)
         .execute(&mut self.connection)
         .await
         .map_err(Error::sqlite(WRITING))?;
@@ -211,7 +247,7 @@ impl Writer {
             .execute(&mut self.connection)
             .await
             .map_err(Error::sqlite(WRITING))?;
-        let cut = sqlx::query("SELECT first, entries FROM groups WHERE last > ?")
+        let cut = sqlx::query("SELECT first, last, committed, entries, sum FROM groups WHERE last > ?")
             .bind(keep)
             .fetch_optional(&mut self.connection)
             .await
@@ -219,12 +255,14 @@ impl Writer {
         let Some(row) = cut else { return Ok(()) };
         let first: i64 = row.get(0);
         let mut group = GroupBuilder::starting_at(first as u64);
-        for (index, entry) in (first..=keep).zip(split_group(Bytes::copy_from_slice(row.get(1)))?) {
+        for (index, entry) in (first..=keep).zip(split_group(checked_entries(&row)?)?) {
             group.push(index as u64, &entry);
         }
-        sqlx::query("UPDATE groups SET last = ?, entries = ? WHERE first = ?")
+        let sum = group_sum(first, keep, row.get(2), &group.bytes);
+        sqlx::query("UPDATE groups SET last = ?, entries = ?, sum = ? WHERE first = ?")
             .bind(keep)
             .bind(group.bytes)
+            .bind(sum)
             .bind(first)
             .execute(&mut self.connection)
             .await
@@ -294,6 +332,10 @@ fn collect(first: Op, ops: &mut mpsc::Receiver<Op>) -> (Vec<Step>, Answers, Opti
                 answers.vote = Some(vote);
                 answers.others.push(done);
                 steps.push(Step::Vote(vote));
+            }
+            Op::Starts { starts, done } => {
+                answers.others.push(done);
+                steps.push(Step::Starts(starts));
             }
             Op::Truncate { keep, done } => {
                 answers.others.push(done);

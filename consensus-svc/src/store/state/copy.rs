@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use sqlx::{Connection, Row};
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use super::writer::Op;
-use super::{Meta, State, files, rows};
+use super::{Chunk, Meta, State, files, read, rows, verify};
 use crate::store::error::{Error, Result};
 use crate::store::sqlite;
 
@@ -18,7 +19,33 @@ use crate::store::sqlite;
 pub struct Copy {
     pub path: PathBuf,
     pub meta: Meta,
+    pub pin_count: u64,
     pub size_bytes: u64,
+}
+
+/// A copy that is being read.
+pub struct Reading {
+    connection: SqliteConnection,
+    copy: Copy,
+}
+
+impl Copy {
+    pub async fn read(self) -> Result<Reading> {
+        let connection = sqlite::open_reader(&self.path).await?;
+        Ok(Reading { connection, copy: self })
+    }
+}
+
+impl Reading {
+    pub fn pin_count(&self) -> u64 {
+        self.copy.pin_count
+    }
+
+    /// Pins whose CID is above `after`, in CID order; at most `limit`.
+    pub async fn list(&mut self, after: &[u8], limit: usize) -> Result<Chunk> {
+        let index = self.copy.meta.applied.map_or(0, |id| id.index);
+        read::chunk(&mut self.connection, after, limit, index).await
+    }
 }
 
 impl Drop for Copy {
@@ -47,14 +74,14 @@ impl State {
     pub async fn copy(&self) -> Result<Copy> {
         let doing = "copy the state";
         let path = files::snapshot(&self.shared.folder, "outgoing")?;
-        let mut copy = Copy { path, meta: Meta::default(), size_bytes: 0 };
+        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: 0 };
         let mut connection = sqlite::open_reader(&self.generation().path).await?;
         let target =
             copy.path.to_str().ok_or_else(|| Error::Refused("the raft folder's path is not UTF-8".to_owned()))?;
         sqlx::query("VACUUM INTO ?").bind(target).execute(&mut connection).await.map_err(Error::sqlite(doing))?;
         connection.close().await.map_err(Error::sqlite(doing))?;
         // How far the copy has come is what stands in the copy itself.
-        copy.meta = read_meta(&copy.path).await?;
+        (copy.meta, copy.pin_count) = read_meta(&copy.path).await?;
         copy.size_bytes = tokio::fs::metadata(&copy.path).await.map_err(Error::io(doing))?.len();
         Ok(copy)
     }
@@ -92,26 +119,22 @@ impl Incoming {
         self.file.flush().await.map_err(Error::io(doing))?;
         self.file.sync_all().await.map_err(Error::io(doing))?;
         let path = self.path.take().ok_or(Error::Closed)?;
-        let mut copy = Copy { path, meta: Meta::default(), size_bytes: self.size_bytes };
+        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: self.size_bytes };
         let mut connection = sqlite::open_reader(&copy.path).await?;
         if sqlite::user_version(&mut connection).await? != rows::VERSION {
             return Err(Error::Refused("the snapshot is of another format: upgrade the older peer".to_owned()));
         }
-        let row =
-            sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(Error::sqlite(doing))?;
-        let verdict: String = row.get(0);
-        if verdict != "ok" {
-            return Err(Error::damaged(format!("the received snapshot is damaged: {verdict}")));
-        }
-        copy.meta = rows::load_status(&mut connection).await?.1;
+        verify::verify(&mut connection).await.map_err(|error| error.in_file(&copy.path))?;
+        let (view, meta) = rows::load_status(&mut connection).await?;
+        (copy.meta, copy.pin_count) = (meta, view.pin_count);
         connection.close().await.map_err(Error::sqlite(doing))?;
         Ok(copy)
     }
 }
 
-async fn read_meta(path: &std::path::Path) -> Result<Meta> {
+async fn read_meta(path: &std::path::Path) -> Result<(Meta, u64)> {
     let mut connection = sqlite::open_reader(path).await?;
-    let (_, meta) = rows::load_status(&mut connection).await?;
+    let (view, meta) = rows::load_status(&mut connection).await?;
     connection.close().await.map_err(Error::sqlite("read a copy of the state"))?;
-    Ok(meta)
+    Ok((meta, view.pin_count))
 }

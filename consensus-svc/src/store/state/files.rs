@@ -9,7 +9,7 @@ use crate::store::error::{Error, Result};
 
 const CURRENT: &str = "CURRENT";
 /// Before the first snapshot is installed.
-const FIRST: &str = "state.db";
+pub const FIRST: &str = "state.db";
 const SNAPSHOTS: &str = "snapshots";
 /// SQLite's companions of a database file.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -27,6 +27,12 @@ pub fn current(folder: &Path) -> Result<PathBuf> {
     }
     remove_others(folder, &name)?;
     Ok(path)
+}
+
+/// Whether there is a state, or a pointer to one.
+pub fn is_in(folder: &Path) -> Result<bool> {
+    let exists = |name: &str| folder.join(name).try_exists().map_err(Error::io("look for the state"));
+    Ok(exists(CURRENT)? || exists(FIRST)?)
 }
 
 fn checked(name: &str) -> Result<String> {
@@ -79,6 +85,41 @@ pub fn adopt(folder: &Path, old: &Path, received: &Path) -> Result<PathBuf> {
     fs::rename(&pointer, folder.join(CURRENT)).map_err(Error::io(doing))?;
     sync_folder(folder).map_err(Error::io(doing))?;
     Ok(path)
+}
+
+/// Puts a copy of `file` into the place of the state, or nothing, which is a state that has applied nothing. The old
+/// files go to a folder of their own, which is returned. A crash in between leaves no state, and the log that says so.
+pub fn replace(folder: &Path, file: Option<&Path>) -> Result<PathBuf> {
+    let doing = "replace a damaged state";
+    let old = current(folder)?;
+    let received = match file {
+        None => None,
+        Some(file) => {
+            let copy = snapshot(folder, "earlier")?;
+            fs::copy(file, &copy).and_then(|_| File::open(&copy)?.sync_all()).map_err(Error::io(doing))?;
+            Some(copy)
+        }
+    };
+    let kept = (0..).map(|number| folder.join(format!("damaged.{number}"))).find(|kept| !kept.exists());
+    let kept = kept.ok_or_else(|| Error::damaged("no name is left for a damaged state"))?;
+    fs::create_dir(&kept).map_err(Error::io(doing))?;
+    for suffix in [""].into_iter().chain(COMPANIONS) {
+        let mut name = old.as_os_str().to_owned();
+        name.push(suffix);
+        let name = Path::new(&name);
+        if let (true, Some(file_name)) = (name.exists(), name.file_name()) {
+            fs::rename(name, kept.join(file_name)).map_err(Error::io(doing))?;
+        }
+    }
+    match received {
+        Some(received) => drop(adopt(folder, &old, &received)?),
+        None => match fs::remove_file(folder.join(CURRENT)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(doing)(error)),
+            Err(_) | Ok(()) => {}
+        },
+    }
+    sync_folder(folder).map_err(Error::io(doing))?;
+    Ok(kept)
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {

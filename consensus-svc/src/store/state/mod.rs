@@ -13,10 +13,12 @@
 
 mod copy;
 mod files;
+mod fill;
 mod read;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Failure, Result};
@@ -33,9 +37,11 @@ use super::recent::Recent;
 use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
 use crate::pinset::{Outcome, PeerTable, View};
-pub use copy::{Copy, Incoming};
+pub use copy::{Copy, Incoming, Reading};
+pub use files::{FIRST as FIRST_FILE, replace};
+pub use fill::Fill;
 pub use read::{Chunk, Digest, Holding};
-use rows::{Rows, Statements};
+use rows::{Rows, Scope, Statements};
 use writer::{Op, Writer};
 
 /// Batches that wait for the writer. The consensus library sends one at a time.
@@ -69,6 +75,32 @@ impl Facts {
         }
     }
 }
+
+/// Creates the tables, or brings those of an older format up to date, and verifies what is there: everything that is
+/// about to be rehearsed, and what is small.
+async fn prepare(connection: &mut SqliteConnection, path: &Path, scope: Scope) -> Result<()> {
+    let found = sqlite::prepare(connection, path, rows::VERSION, rows::SCHEMA).await?;
+    match scope {
+        Scope::Committed if found == 1 => {
+            sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(Error::sqlite(MIGRATING))?;
+            sqlx::raw_sql(rows::FROM_1).execute(&mut *connection).await.map_err(Error::sqlite(MIGRATING))?;
+            sqlx::raw_sql("COMMIT").execute(&mut *connection).await.map_err(Error::sqlite(MIGRATING))?;
+        }
+        Scope::Committed => {}
+        Scope::Rehearsed => {
+            sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(Error::sqlite(MIGRATING))?;
+            if found == 1 {
+                sqlx::raw_sql(rows::FROM_1).execute(&mut *connection).await.map_err(Error::sqlite(MIGRATING))?;
+            }
+        }
+    }
+    match scope {
+        Scope::Committed if sqlite::is_large(path) => Ok(()),
+        Scope::Committed | Scope::Rehearsed => verify::verify_in_transaction(connection).await,
+    }
+}
+
+const MIGRATING: &str = "bring the state to this version's format";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -104,14 +136,86 @@ impl Generation {
 
 impl State {
     pub(super) async fn open(folder: &Path, failure: Failure) -> Result<State> {
-        let path = files::current(folder)?;
-        let mut connection = sqlite::open_writer(&path, Sync::Checkpoint).await?;
-        sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
+        let (mut connection, path) = State::connect(folder).await?;
+        prepare(&mut connection, &path, Scope::Committed).await.map_err(|error| error.in_file(&path))?;
         // What is read here as applied is what the log may be purged up to, even before the first checkpoint: a crash
         // may have left it in the operating system's memory only.
-        writer::sync(&mut connection, &path).await?;
-        let (view, meta) = rows::load_status(&mut connection).await?;
-        let rows = Rows::open(connection, Arc::new(Statements::new())).await?;
+        writer::sync(&mut connection, &path).await.map_err(|error| error.in_file(&path))?;
+        State::start(folder, failure, connection, path, Scope::Committed).await
+    }
+
+    /// As [`State::open`], for a look at what the log would make of it: what is applied is taken back at the end, and
+    /// can be read by [`State::list_rehearsed`] only.
+    pub(super) async fn rehearse(folder: &Path, failure: Failure) -> Result<State> {
+        let (mut connection, path) = State::connect(folder).await?;
+        prepare(&mut connection, &path, Scope::Rehearsed).await.map_err(|error| error.in_file(&path))?;
+        State::start(folder, failure, connection, path, Scope::Rehearsed).await
+    }
+
+    pub(super) async fn is_of_older_format(folder: &Path) -> Result<bool> {
+        if !files::is_in(folder)? {
+            return Ok(false);
+        }
+        sqlite::is_older(&files::current(folder)?, rows::VERSION).await
+    }
+
+    /// As [`State::rehearse`], for a state without a log: not a byte of the file changes.
+    pub(super) async fn look(folder: &Path, failure: Failure) -> Result<State> {
+        let path = files::current(folder)?;
+        let mut connection = sqlite::open_reader(&path).await.map_err(|error| error.in_file(&path))?;
+        let found = sqlite::user_version(&mut connection).await.map_err(|error| error.in_file(&path))?;
+        if found != rows::VERSION {
+            return Err(Error::Refused(format!(
+                "{} has format {found}, and a state without its log is read in format {} only",
+                path.display(),
+                rows::VERSION
+            )));
+        }
+        sqlx::query("BEGIN").execute(&mut connection).await.map_err(Error::sqlite("read a state"))?;
+        verify::verify_in_transaction(&mut connection).await.map_err(|error| error.in_file(&path))?;
+        State::start(folder, failure, connection, path, Scope::Rehearsed).await
+    }
+
+    /// Whether there is a state in the folder.
+    pub(super) fn is_in(folder: &Path) -> Result<bool> {
+        files::is_in(folder)
+    }
+
+    async fn connect(folder: &Path) -> Result<(SqliteConnection, PathBuf)> {
+        let path = files::current(folder)?;
+        let connection = sqlite::open_writer(&path, Sync::Checkpoint).await.map_err(|error| error.in_file(&path))?;
+        Ok((connection, path))
+    }
+
+    /// Reads all of the state and compares it with its sums; takes a second or two per million pins. Errors: what is
+    /// damaged, the disk.
+    pub async fn verify(&self) -> Result<()> {
+        let path = self.generation().path.clone();
+        let mut connection = sqlite::open_reader(&path).await?;
+        let verified = verify::verify(&mut connection).await;
+        connection.close().await.map_err(Error::sqlite("close a database"))?;
+        verified.map_err(|error| error.in_file(&path))
+    }
+
+    /// Whether its start left out [`State::verify`], because the file is large.
+    pub fn is_unverified(&self) -> bool {
+        sqlite::is_large(&self.generation().path)
+    }
+
+    async fn start(
+        folder: &Path,
+        failure: Failure,
+        mut connection: SqliteConnection,
+        path: PathBuf,
+        scope: Scope,
+    ) -> Result<State> {
+        let (view, meta) = rows::load_status(&mut connection).await.map_err(|error| error.in_file(&path))?;
+        let rows = Rows::open(connection, Arc::new(Statements::new())).await;
+        let mut rows = rows.map_err(|error| error.in_file(&path))?;
+        match scope {
+            Scope::Committed => {}
+            Scope::Rehearsed => rows.rehearse(),
+        }
         let applied = meta.applied.map_or(0, |id| id.index);
         let (queue, ops) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
@@ -123,10 +227,22 @@ impl State {
             facts: watch::Sender::new(Arc::new(Facts::of(&view))),
             recent: Recent::starting_at(applied),
             failure,
-            pins_by_cid: Many::new("SELECT v FROM pins WHERE cid IN (", "?", ")"),
+            pins_by_cid: Many::new("SELECT v, sum FROM pins WHERE cid IN (", "?", ")"),
         });
         tokio::spawn(Writer { rows, view, meta, path, shared: shared.clone() }.run(ops));
         Ok(State { shared, queue })
+    }
+
+    /// Pins whose CID is above `after`, as the writer sees them.
+    pub(super) async fn list_rehearsed(&self, after: &[u8], limit: usize) -> Result<Chunk> {
+        let (done, listed) = oneshot::channel();
+        self.send(Op::List { after: after.to_owned(), limit, done }).await?;
+        listed.await.map_err(|_| self.closed())?
+    }
+
+    /// Whether the state was installed from another peer's, rather than made by the log alone.
+    pub(super) fn is_from_snapshot(&self) -> bool {
+        self.generation().path.file_name().is_none_or(|name| name != files::FIRST)
     }
 
     /// Applies committed entries, in order, in one transaction. Returns what each command came to when it is committed;
@@ -184,12 +300,13 @@ impl State {
 
     /// Checkpoints and closes. Idempotent; reads and writes fail afterwards.
     pub(super) async fn close(&self) {
+        // The writer last: only a connection that may write can put the write-ahead log away.
+        self.generation().readers.close().await;
         let (done, closed) = oneshot::channel();
         if self.queue.send(Op::Close { done }).await.is_ok() {
             // The writer drops the sender when it ended before.
             let _ = closed.await;
         }
-        self.generation().readers.close().await;
     }
 
     fn generation(&self) -> Arc<Generation> {

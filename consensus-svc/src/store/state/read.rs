@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use pinfold_proto::{storage, types};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row};
 
 use super::State;
-use super::rows::{decode, decode_pin};
+use super::rows::{checked_pin, decode, decode_pin};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
 use crate::store::sqlite::ROWS;
+use crate::store::sum;
 
 const READING: &str = "read the state";
 /// Rows of one chunk of a list.
@@ -44,15 +46,39 @@ pub struct Holding {
     pub pin: types::Pin,
 }
 
+/// Rows that end with a pin and its sum.
+fn check(rows: &[SqliteRow]) -> Result<()> {
+    for row in rows {
+        sum::check(&[row.get::<&[u8], _>("v")], row.get("sum"), "a pin")?;
+    }
+    Ok(())
+}
+
+/// Pins whose CID is above `after`, in CID order, by a connection of the caller's.
+pub async fn chunk(connection: &mut SqliteConnection, after: &[u8], limit: usize, index: u64) -> Result<Chunk> {
+    let rows = sqlx::query("SELECT v, sum FROM pins WHERE cid > ? ORDER BY cid LIMIT ?")
+        .bind(after)
+        .bind(limit as i64)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::sqlite(READING))?;
+    check(&rows)?;
+    let next = match rows.last() {
+        Some(row) if rows.len() == limit => Some(decode_pin(row.get(0))?.cid),
+        Some(_) | None => None,
+    };
+    Ok(Chunk { pins: rows.iter().map(|row| Bytes::copy_from_slice(row.get(0))).collect(), next, index })
+}
+
 impl State {
     pub async fn get(&self, cid: &[u8]) -> Result<Option<types::Pin>> {
         let mut reader = self.reader().await?;
-        let row = sqlx::query("SELECT v FROM pins WHERE cid = ?")
+        let row = sqlx::query("SELECT v, sum FROM pins WHERE cid = ?")
             .bind(cid)
             .fetch_optional(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        row.map(|row| decode_pin(row.get(0))).transpose()
+        row.map(|row| checked_pin(row.get(0), row.get(1))).transpose()
     }
 
     /// Those of `cids` that are in the pinset, by CID.
@@ -66,7 +92,7 @@ impl State {
             }
             let rows = query.fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
             for row in rows {
-                let pin = decode_pin(row.get(0))?;
+                let pin = checked_pin(row.get(0), row.get(1))?;
                 pins.insert(pin.cid.clone(), pin);
             }
         }
@@ -80,8 +106,8 @@ impl State {
         let index = self.applied_index();
         let mut reader = self.reader().await?;
         let sql = match types {
-            [] => "SELECT v FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
-            [..] => "SELECT v, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
+            [] => "SELECT v, sum FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
+            [..] => "SELECT v, sum, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
         };
         let rows = sqlx::query(sql)
             .bind(after)
@@ -89,11 +115,12 @@ impl State {
             .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
+        check(&rows)?;
         let next = match rows.last() {
             Some(row) if rows.len() == limit => Some(decode_pin(row.get(0))?.cid),
             Some(_) | None => None,
         };
-        let wanted = |row: &&sqlx::sqlite::SqliteRow| types.is_empty() || types.contains(&row.get(1));
+        let wanted = |row: &&SqliteRow| types.is_empty() || types.contains(&row.get(2));
         let pins = rows.iter().filter(wanted).map(|row| Bytes::copy_from_slice(row.get(0))).collect();
         Ok(Chunk { pins, next, index })
     }
@@ -112,13 +139,13 @@ impl State {
     /// Pins that expire at `until_seconds` or before, the first one first.
     pub async fn expiring(&self, until_seconds: i64, limit: usize) -> Result<Vec<types::Pin>> {
         let mut reader = self.reader().await?;
-        let rows = sqlx::query("SELECT v FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
+        let rows = sqlx::query("SELECT v, sum FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
             .bind(until_seconds)
             .bind(limit as i64)
             .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        rows.iter().map(|row| decode_pin(row.get(0))).collect()
+        rows.iter().map(|row| checked_pin(row.get(0), row.get(1))).collect()
     }
 
     /// When the next pin expires, in Unix seconds.

@@ -14,11 +14,13 @@ use crate::pinset::{KeyRange, PeerTable, View};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
 use crate::store::sqlite::{Many, ROWS};
+use crate::store::sum;
 
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 /// `pins` has a row ID of its own, so that the tree by CID carries no values: CIDs are random, and whole rows in such a
 /// tree cost two thirds of the write rate. `allocations` finds the pins of a peer, and those with something leaving;
-/// peers stand in it by a small number.
+/// peers stand in it by a small number. Rows have sums of what they hold; `pins_sum` is the sum of those of the pins, so
+/// that a row that is missing is missed.
 pub const SCHEMA: &str = "
     BEGIN;
     CREATE TABLE status (
@@ -29,15 +31,18 @@ pub const SCHEMA: &str = "
         lineage INTEGER NOT NULL,
         pin_count INTEGER NOT NULL,
         pruned_minute INTEGER NOT NULL,
-        peers_index INTEGER NOT NULL
+        peers_index INTEGER NOT NULL,
+        pins_sum INTEGER NOT NULL,
+        sum INTEGER
     );
-    INSERT INTO status VALUES (1, NULL, NULL, x'', 0, 0, 0, 0);
+    INSERT INTO status VALUES (1, NULL, NULL, x'', 0, 0, 0, 0, 0, NULL);
     CREATE TABLE pins (
         id INTEGER PRIMARY KEY,
         cid BLOB NOT NULL UNIQUE,
         kind INTEGER NOT NULL,
         expire_at INTEGER,
-        v BLOB NOT NULL
+        v BLOB NOT NULL,
+        sum INTEGER
     );
     CREATE INDEX pins_by_expiry ON pins (expire_at) WHERE expire_at IS NOT NULL;
     CREATE TABLE holders (slot INTEGER PRIMARY KEY, peer BLOB NOT NULL UNIQUE);
@@ -47,12 +52,28 @@ pub const SCHEMA: &str = "
         pin INTEGER NOT NULL,
         PRIMARY KEY (leaving, holder, pin)
     ) WITHOUT ROWID;
-    CREATE TABLE peers (node_id INTEGER PRIMARY KEY, v BLOB NOT NULL);
-    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE keys (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, at_seconds INTEGER NOT NULL, v BLOB NOT NULL);
+    CREATE TABLE peers (node_id INTEGER PRIMARY KEY, v BLOB NOT NULL, sum INTEGER);
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, sum INTEGER) WITHOUT ROWID;
+    CREATE TABLE keys (
+        id INTEGER PRIMARY KEY,
+        name BLOB NOT NULL UNIQUE,
+        at_seconds INTEGER NOT NULL,
+        v BLOB NOT NULL,
+        sum INTEGER
+    );
     CREATE INDEX keys_by_time ON keys (at_seconds);
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
     COMMIT;
+";
+/// From the first format, which had no sums: its rows go without until they are written again.
+pub const FROM_1: &str = "
+    ALTER TABLE status ADD COLUMN pins_sum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE status ADD COLUMN sum INTEGER;
+    ALTER TABLE pins ADD COLUMN sum INTEGER;
+    ALTER TABLE peers ADD COLUMN sum INTEGER;
+    ALTER TABLE settings ADD COLUMN sum INTEGER;
+    ALTER TABLE keys ADD COLUMN sum INTEGER;
+    PRAGMA user_version = 2;
 ";
 const LOADING: &str = "load the state";
 const WRITING: &str = "write the state";
@@ -66,6 +87,24 @@ pub type Held = (bool, i64);
 pub struct Loaded {
     pub id: i64,
     pub held: Vec<Held>,
+    /// 0 without one.
+    pub sum: i64,
+}
+
+/// A pin as it is written, with its sum.
+pub struct Put {
+    pub id: i64,
+    pub pin: Arc<types::Pin>,
+    pub bytes: Vec<u8>,
+    pub sum: i64,
+}
+
+impl Put {
+    pub fn new(id: i64, pin: Arc<types::Pin>) -> Put {
+        let bytes = pin.encode_to_vec();
+        let sum = sum::of(&[&bytes]);
+        Put { id, pin, bytes, sum }
+    }
 }
 
 pub struct Statements {
@@ -82,12 +121,13 @@ pub struct Statements {
 impl Statements {
     pub fn new() -> Statements {
         Statements {
-            load_pins: Many::new("SELECT id, cid, v FROM pins WHERE cid IN (", "?", ")"),
-            load_keys: Many::new("SELECT name, v FROM keys WHERE name IN (", "?", ")"),
+            load_pins: Many::new("SELECT id, cid, v, sum FROM pins WHERE cid IN (", "?", ")"),
+            load_keys: Many::new("SELECT name, v, sum FROM keys WHERE name IN (", "?", ")"),
             put_pins: Many::new(
-                "INSERT INTO pins (id, cid, kind, expire_at, v) VALUES ",
-                "(?,?,?,?,?)",
-                " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, expire_at = excluded.expire_at, v = excluded.v",
+                "INSERT INTO pins (id, cid, kind, expire_at, v, sum) VALUES ",
+                "(?,?,?,?,?,?)",
+                " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, expire_at = excluded.expire_at, v = excluded.v, \
+                 sum = excluded.sum",
             ),
             delete_pins: Many::new("DELETE FROM pins WHERE id IN (", "?", ")"),
             put_allocations: Many::new("INSERT INTO allocations (leaving, holder, pin) VALUES ", "(?,?,?)", ""),
@@ -97,19 +137,31 @@ impl Statements {
                 ")",
             ),
             put_keys: Many::new(
-                "INSERT INTO keys (name, at_seconds, v) VALUES ",
-                "(?,?,?)",
-                " ON CONFLICT (name) DO UPDATE SET at_seconds = excluded.at_seconds, v = excluded.v",
+                "INSERT INTO keys (name, at_seconds, v, sum) VALUES ",
+                "(?,?,?,?)",
+                " ON CONFLICT (name) DO UPDATE SET at_seconds = excluded.at_seconds, v = excluded.v, sum = excluded.sum",
             ),
             delete_keys: Many::new("DELETE FROM keys WHERE name IN (", "?", ")"),
         }
     }
 }
 
+/// What becomes of what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Each batch is a transaction.
+    Committed,
+    /// All batches are one transaction, which is taken back at the end.
+    Rehearsed,
+}
+
 /// The rows of the tables with many rows, by way of one connection.
 pub struct Rows {
     pub connection: SqliteConnection,
     pub statements: Arc<Statements>,
+    scope: Scope,
+    /// The sum of the sums of all pins, wrapping.
+    pins_sum: i64,
     slots: HashMap<Vec<u8>, i64>,
     next_pin: i64,
     waiting: Waiting,
@@ -135,7 +187,39 @@ impl Rows {
         }
         let max = sqlx::query("SELECT coalesce(max(id), 0) FROM pins").fetch_one(&mut connection).await;
         let next_pin = max.map_err(Error::sqlite(LOADING))?.get::<i64, _>(0) + 1;
-        Ok(Rows { connection, statements, slots, next_pin, waiting: Waiting::default() })
+        let row = sqlx::query("SELECT pins_sum FROM status").fetch_one(&mut connection).await;
+        let pins_sum = row.map_err(Error::sqlite(LOADING))?.get(0);
+        Ok(Rows {
+            connection,
+            statements,
+            scope: Scope::Committed,
+            pins_sum,
+            slots,
+            next_pin,
+            waiting: Waiting::default(),
+        })
+    }
+
+    /// From here on, in a transaction that was begun already, everything is one rehearsal.
+    pub fn rehearse(&mut self) {
+        self.scope = Scope::Rehearsed;
+    }
+
+    /// Takes back what was rehearsed.
+    pub async fn leave(&mut self) -> Result<()> {
+        match self.scope {
+            Scope::Committed => Ok(()),
+            Scope::Rehearsed => self.execute("ROLLBACK").await,
+        }
+    }
+
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    async fn execute(&mut self, sql: &'static str) -> Result<()> {
+        sqlx::query(sql).execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
+        Ok(())
     }
 
     /// Writes within the transaction, at the latest at its end.
@@ -153,7 +237,7 @@ impl Rows {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<()> {
+    pub async fn flush(&mut self) -> Result<()> {
         let Waiting { sql, arguments } = std::mem::take(&mut self.waiting);
         if sql.is_empty() {
             return Ok(());
@@ -181,10 +265,11 @@ impl Rows {
                 query = query.bind(cid.as_slice());
             }
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
-                let pin = decode_pin(row.get(2))?;
+                let pin = checked_pin(row.get(2), row.get(3))?;
                 let held = self.known_held(&pin)?;
                 let cid: Vec<u8> = row.get(1);
-                loaded.insert(cid.clone(), Loaded { id: row.get(0), held });
+                let sum = row.get::<Option<i64>, _>(3).unwrap_or(0);
+                loaded.insert(cid.clone(), Loaded { id: row.get(0), held, sum });
                 view.pins.insert(cid, Some(Arc::new(pin)));
             }
         }
@@ -201,7 +286,7 @@ impl Rows {
                 query = query.bind(key.as_slice());
             }
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
-                let stored = decode(row.get(1), "an outcome")?;
+                let stored = checked(row.get(1), row.get(2), "an outcome")?;
                 view.keys.insert(row.get(0), Some(stored));
             }
         }
@@ -238,23 +323,29 @@ impl Rows {
         self.known_held(pin)
     }
 
-    pub async fn put_pins(&mut self, pins: &[(i64, Arc<types::Pin>)]) -> Result<()> {
+    pub async fn put_pins(&mut self, pins: &[Put]) -> Result<()> {
         let statements = self.statements.clone();
         for chunk in pins.chunks(ROWS) {
+            self.pins_sum = chunk.iter().fold(self.pins_sum, |sum, put| sum.wrapping_add(put.sum));
             self.write(statements.put_pins.text(chunk.len()), chunk.len(), |arguments| {
-                for (id, pin) in chunk {
-                    let expire_at = pin.options.as_ref().map(|options| options.expire_at_seconds);
+                for Put { id, pin, bytes, sum } in chunk {
                     arguments.add(*id)?;
                     arguments.add(pin.cid.as_slice())?;
                     arguments.add(pin.r#type)?;
-                    arguments.add(expire_at.filter(|at| *at != 0))?;
-                    arguments.add(pin.encode_to_vec())?;
+                    arguments.add(expire_at(pin))?;
+                    arguments.add(bytes.as_slice())?;
+                    arguments.add(*sum)?;
                 }
                 Ok(())
             })
             .await?;
         }
         Ok(())
+    }
+
+    /// The row is replaced or removed.
+    pub fn forget_sum(&mut self, row: &Loaded) {
+        self.pins_sum = self.pins_sum.wrapping_sub(row.sum);
     }
 
     pub async fn delete_pins(&mut self, ids: &[i64]) -> Result<()> {
@@ -306,9 +397,12 @@ impl Rows {
         for chunk in keys.chunks(ROWS) {
             self.write(statements.put_keys.text(chunk.len()), chunk.len(), |arguments| {
                 for (key, stored) in chunk {
+                    let bytes = stored.encode_to_vec();
+                    let sum = sum::of(&[&bytes]);
                     arguments.add(key.as_slice())?;
                     arguments.add(stored.at_seconds)?;
-                    arguments.add(stored.encode_to_vec())?;
+                    arguments.add(bytes)?;
+                    arguments.add(sum)?;
                 }
                 Ok(())
             })
@@ -329,11 +423,15 @@ impl Rows {
     }
 
     pub async fn put_peer(&mut self, row: &types::Peer) -> Result<()> {
-        let sql = "INSERT INTO peers (node_id, v) VALUES (?, ?) ON CONFLICT (node_id) DO UPDATE SET v = excluded.v";
+        let sql = "INSERT INTO peers (node_id, v, sum) VALUES (?, ?, ?) \
+                   ON CONFLICT (node_id) DO UPDATE SET v = excluded.v, sum = excluded.sum";
+        let bytes = row.encode_to_vec();
+        let sum = sum::of(&[&bytes]);
         self.write(sql, 1, |arguments| {
             // Two's complement: node IDs of joiners have the top bit.
             arguments.add(row.node_id as i64)?;
-            arguments.add(row.encode_to_vec())
+            arguments.add(bytes)?;
+            arguments.add(sum)
         })
         .await
     }
@@ -341,10 +439,13 @@ impl Rows {
     pub async fn put_setting(&mut self, name: &str, value: Option<&str>) -> Result<()> {
         match value {
             Some(value) => {
-                let sql = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+                let sql = "INSERT INTO settings (name, value, sum) VALUES (?, ?, ?) \
+                           ON CONFLICT (name) DO UPDATE SET value = excluded.value, sum = excluded.sum";
+                let sum = sum::of(&[name.as_bytes(), value.as_bytes()]);
                 self.write(sql, 1, |arguments| {
                     arguments.add(name)?;
-                    arguments.add(value)
+                    arguments.add(value)?;
+                    arguments.add(sum)
                 })
                 .await
             }
@@ -353,47 +454,66 @@ impl Rows {
     }
 
     /// Begins the transaction.
-    pub async fn begin(&mut self, applied: LogId, view: &View) -> Result<()> {
-        let sql = "BEGIN IMMEDIATE; UPDATE status SET applied = ?, cluster_id = ?, lineage = ?, pin_count = ?, \
-                   pruned_minute = ?, peers_index = ? WHERE id = 1";
-        self.write(sql, 1, |arguments| {
-            arguments.add(applied.to_proto().encode_to_vec())?;
-            arguments.add(view.cluster_id.as_slice())?;
-            arguments.add(view.lineage as i64)?;
-            arguments.add(view.pin_count as i64)?;
-            arguments.add(view.pruned_minute)?;
-            arguments.add(view.peers.index as i64)
-        })
-        .await
+    pub async fn begin(&mut self) -> Result<()> {
+        match self.scope {
+            Scope::Committed => self.write("BEGIN IMMEDIATE", 0, |_| Ok(())).await,
+            Scope::Rehearsed => Ok(()),
+        }
     }
 
-    pub async fn put_membership(&mut self, membership: &Membership) -> Result<()> {
+    /// Writes how far the state has come, and ends the transaction; one hop for both, as every batch needs both.
+    pub async fn commit(&mut self, applied: LogId, view: &View, membership: &Membership) -> Result<()> {
+        let sql = "UPDATE status SET applied = ?, membership = ?, cluster_id = ?, lineage = ?, pin_count = ?, \
+                   pruned_minute = ?, peers_index = ?, pins_sum = ?, sum = ? WHERE id = 1";
         let stored = storage::StoredMembership {
             log_id: membership.log_id.map(LogId::to_proto),
             membership: Some(membership.membership.as_ref().clone()),
         };
-        self.write("UPDATE status SET membership = ? WHERE id = 1", 1, |arguments| {
-            arguments.add(stored.encode_to_vec())
+        let (applied, membership) = (applied.to_proto().encode_to_vec(), stored.encode_to_vec());
+        let numbers =
+            [view.lineage as i64, view.pin_count as i64, view.pruned_minute, view.peers.index as i64, self.pins_sum];
+        let sum = status_sum(&applied, &membership, &view.cluster_id, &numbers);
+        self.write(sql, 1, |arguments| {
+            arguments.add(applied)?;
+            arguments.add(membership)?;
+            arguments.add(view.cluster_id.as_slice())?;
+            numbers.iter().try_for_each(|number| arguments.add(*number))?;
+            arguments.add(sum)
         })
-        .await
-    }
-
-    pub async fn commit(&mut self) -> Result<()> {
-        self.write("COMMIT", 1, |_| Ok(())).await?;
+        .await?;
+        match self.scope {
+            Scope::Committed => self.write("COMMIT", 0, |_| Ok(())).await?,
+            Scope::Rehearsed => {}
+        }
         self.flush().await
     }
 }
 
+fn status_sum(applied: &[u8], membership: &[u8], cluster_id: &[u8], numbers: &[i64; 5]) -> i64 {
+    let numbers: Vec<u8> = numbers.iter().flat_map(|number| number.to_be_bytes()).collect();
+    sum::of(&[applied, membership, cluster_id, &numbers])
+}
+
+/// When it expires, for the index; `None`: never.
+pub fn expire_at(pin: &types::Pin) -> Option<i64> {
+    pin.options.as_ref().map(|options| options.expire_at_seconds).filter(|at| *at != 0)
+}
+
 /// What is kept in memory for good: the peerset, the settings, the counters; and how far the state has come.
 pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Meta)> {
-    let sql = "SELECT applied, membership, cluster_id, lineage, pin_count, pruned_minute, peers_index FROM status";
+    let sql = "SELECT applied, membership, cluster_id, lineage, pin_count, pruned_minute, peers_index, pins_sum, sum \
+               FROM status";
     let row = sqlx::query(sql).fetch_one(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
-    let applied =
-        row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
-    let membership = row
-        .get::<Option<&[u8]>, _>(1)
-        .map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership"))
-        .transpose()?;
+    let (applied, membership): (Option<&[u8]>, Option<&[u8]>) = (row.get(0), row.get(1));
+    if let Some(sum) = row.get::<Option<i64>, _>(8) {
+        let numbers = [row.get(3), row.get(4), row.get(5), row.get(6), row.get(7)];
+        let (applied, membership) = (applied.unwrap_or_default(), membership.unwrap_or_default());
+        if status_sum(applied, membership, row.get(2), &numbers) != sum {
+            return Err(Error::damaged("the state's status is not what was written: its checksum differs"));
+        }
+    }
+    let applied = applied.map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
+    let membership = membership.map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership")).transpose()?;
     let mut view = View {
         cluster_id: row.get(2),
         lineage: row.get::<i64, _>(3) as u64,
@@ -402,19 +522,32 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
         peers: PeerTable { index: row.get::<i64, _>(6) as u64, ..PeerTable::default() },
         ..View::default()
     };
-    for row in sqlx::query("SELECT v FROM peers").fetch_all(&mut *connection).await.map_err(Error::sqlite(LOADING))? {
-        let peer: types::Peer = decode(row.get(0), "a peer")?;
+    let peers = sqlx::query("SELECT v, sum FROM peers").fetch_all(&mut *connection).await;
+    for row in peers.map_err(Error::sqlite(LOADING))? {
+        let peer: types::Peer = checked(row.get(0), row.get(1), "a peer")?;
         view.peers.rows.insert(peer.node_id, peer);
     }
-    let settings = sqlx::query("SELECT name, value FROM settings").fetch_all(&mut *connection).await;
+    let settings = sqlx::query("SELECT name, value, sum FROM settings").fetch_all(&mut *connection).await;
     for row in settings.map_err(Error::sqlite(LOADING))? {
-        view.settings.insert(row.get(0), row.get(1));
+        let (name, value): (String, String) = (row.get(0), row.get(1));
+        sum::check(&[name.as_bytes(), value.as_bytes()], row.get(2), "a setting")?;
+        view.settings.insert(name, value);
     }
     let membership = membership.map_or_else(Membership::default, |stored| Membership {
         log_id: stored.log_id.as_ref().map(LogId::from_proto),
         membership: Arc::new(stored.membership.unwrap_or_default()),
     });
     Ok((view, Meta { applied: applied.as_ref().map(LogId::from_proto), membership }))
+}
+
+/// A pin whose bytes are those that were written.
+pub fn checked_pin(bytes: &[u8], sum: Option<i64>) -> Result<types::Pin> {
+    checked(bytes, sum, "a pin")
+}
+
+fn checked<M: Message + Default>(bytes: &[u8], sum: Option<i64>, what: &str) -> Result<M> {
+    sum::check(&[bytes], sum, what)?;
+    decode(bytes, what)
 }
 
 pub fn decode_pin(bytes: &[u8]) -> Result<types::Pin> {

@@ -9,8 +9,8 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
-use super::rows::{self, Held, Loaded, Rows};
-use super::{Facts, Generation, Meta, Shared, files};
+use super::rows::{self, Held, Loaded, Put, Rows, Scope};
+use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
 use crate::store::error::{Error, Result};
 use crate::store::record::{Membership, Payload, Record};
@@ -24,6 +24,12 @@ pub enum Op {
     Apply {
         records: Vec<Record>,
         done: oneshot::Sender<Result<Vec<Option<Outcome>>>>,
+    },
+    /// A stretch of the pinset as this connection sees it.
+    List {
+        after: Vec<u8>,
+        limit: usize,
+        done: oneshot::Sender<Result<Chunk>>,
     },
     /// Answered when everything applied before is on disk.
     Checkpoint {
@@ -53,6 +59,11 @@ impl Writer {
             let ended = match op {
                 Op::Apply { records, done } => {
                     let result = self.apply(&records).await;
+                    self.answer(done, result)
+                }
+                Op::List { after, limit, done } => {
+                    let index = self.applied();
+                    let result = read::chunk(&mut self.rows.connection, &after, limit, index).await;
                     self.answer(done, result)
                 }
                 Op::Checkpoint { done } => {
@@ -86,6 +97,7 @@ impl Writer {
 
     /// Whether that was the end: after an error, nobody knows what this connection's transaction holds.
     fn answer<T>(&self, done: oneshot::Sender<Result<T>>, result: Result<T>) -> bool {
+        let result = result.map_err(|error| error.in_file(&self.path));
         let failed = result.as_ref().err().cloned();
         if let Some(error) = &failed {
             self.shared.failure.set(error);
@@ -121,13 +133,10 @@ impl Writer {
         }
 
         let dirty = self.view.take_dirty();
-        self.rows.begin(last, &self.view).await?;
+        self.rows.begin().await?;
         self.write(&dirty, loaded).await?;
-        if let Some(membership) = membership {
-            self.rows.put_membership(&membership).await?;
-            self.meta.membership = membership;
-        }
-        self.rows.commit().await?;
+        self.meta.membership = membership.unwrap_or_else(|| self.meta.membership.clone());
+        self.rows.commit(last, &self.view, &self.meta.membership).await?;
         self.meta.applied = Some(last);
         self.view.forget_rows();
         self.publish(dirty);
@@ -154,6 +163,9 @@ impl Writer {
         for cid in &dirty.pins {
             let now = self.view.pins.get(cid).cloned().flatten();
             let before = loaded.remove(cid);
+            if let Some(row) = &before {
+                self.rows.forget_sum(row);
+            }
             let held_before = before.as_ref().map_or(&[] as &[Held], |row| &row.held);
             let (id, held) = match (&now, &before) {
                 (None, None) => continue,
@@ -163,7 +175,7 @@ impl Writer {
                 }
                 (Some(pin), row) => {
                     let id = row.as_ref().map_or_else(|| self.rows.next_pin(), |row| row.id);
-                    puts.push((id, pin.clone()));
+                    puts.push(Put::new(id, pin.clone()));
                     (id, self.rows.held(pin).await?)
                 }
             };
@@ -255,8 +267,16 @@ impl Writer {
         Ok(Writer { rows, view, meta, path, shared })
     }
 
+    fn applied(&self) -> u64 {
+        self.meta.applied.map_or(0, |id| id.index)
+    }
+
     async fn close(mut self) {
-        if let Err(error) = self.checkpoint().await {
+        let ended = match self.rows.scope() {
+            Scope::Committed => self.checkpoint().await.map(drop),
+            Scope::Rehearsed => self.rows.leave().await,
+        };
+        if let Err(error) = ended {
             tracing::warn!(%error, "the state was closed without a checkpoint; the log still has what it needs");
         }
         if let Err(error) = self.rows.connection.close().await {
