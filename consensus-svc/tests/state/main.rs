@@ -11,6 +11,7 @@ use std::path::Path;
 use harness::{Peer, request};
 use pinfold_proto::consensus::{ListCall, PinManyCall, pin_result};
 use pinfold_proto::types;
+use prost::Message as _;
 
 pub const ORIGINAL: &str = include_str!("../../../tests/testdata/original/export.jsonl");
 
@@ -28,7 +29,7 @@ pub async fn list(peer: &Peer) -> Vec<types::Pin> {
     let mut stream = peer.pins().list(ListCall::default()).await.unwrap().into_inner();
     let mut pins = Vec::new();
     while let Some(reply) = stream.message().await.unwrap() {
-        pins.extend(reply.pins);
+        pins.extend(reply.pins.into_iter().map(|pin| types::Pin::decode(pin).unwrap()));
     }
     pins
 }
