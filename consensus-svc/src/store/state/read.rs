@@ -9,11 +9,10 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row};
 
 use super::State;
-use super::rows::{checked_pin, decode, decode_pin};
+use super::rows::{decode, decode_pin, outcome_in, pin_in, value};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
 use crate::store::sqlite::ROWS;
-use crate::store::sum;
 
 const READING: &str = "read the state";
 /// Rows of one chunk of a list.
@@ -46,12 +45,14 @@ pub struct Holding {
     pub pin: types::Pin,
 }
 
-/// Rows that end with a pin and its sum.
-fn check(rows: &[SqliteRow]) -> Result<()> {
-    for row in rows {
-        sum::check(&[row.get::<&[u8], _>("v")], row.get("sum"), "a pin")?;
-    }
-    Ok(())
+/// The pins of the rows, encoded, and the CID to go on after when there may be more than these.
+fn page<'r>(rows: &'r [SqliteRow], limit: usize) -> Result<(Vec<&'r [u8]>, Option<Vec<u8>>)> {
+    let values = rows.iter().map(|row| value(row, "a pin")).collect::<Result<Vec<_>>>()?;
+    let next = match values.last() {
+        Some(last) if rows.len() == limit => Some(decode_pin(last)?.cid),
+        Some(_) | None => None,
+    };
+    Ok((values, next))
 }
 
 /// Pins whose CID is above `after`, in CID order, by a connection of the caller's.
@@ -62,12 +63,8 @@ pub async fn chunk(connection: &mut SqliteConnection, after: &[u8], limit: usize
         .fetch_all(connection)
         .await
         .map_err(Error::sqlite(READING))?;
-    check(&rows)?;
-    let next = match rows.last() {
-        Some(row) if rows.len() == limit => Some(decode_pin(row.get(0))?.cid),
-        Some(_) | None => None,
-    };
-    Ok(Chunk { pins: rows.iter().map(|row| Bytes::copy_from_slice(row.get(0))).collect(), next, index })
+    let (values, next) = page(&rows, limit)?;
+    Ok(Chunk { pins: values.into_iter().map(Bytes::copy_from_slice).collect(), next, index })
 }
 
 impl State {
@@ -78,7 +75,7 @@ impl State {
             .fetch_optional(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        row.map(|row| checked_pin(row.get(0), row.get(1))).transpose()
+        row.as_ref().map(pin_in).transpose()
     }
 
     /// Those of `cids` that are in the pinset, by CID.
@@ -91,8 +88,8 @@ impl State {
                 query = query.bind(cid.as_slice());
             }
             let rows = query.fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
-            for row in rows {
-                let pin = checked_pin(row.get(0), row.get(1))?;
+            for row in &rows {
+                let pin = pin_in(row)?;
                 pins.insert(pin.cid.clone(), pin);
             }
         }
@@ -115,25 +112,22 @@ impl State {
             .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        check(&rows)?;
-        let next = match rows.last() {
-            Some(row) if rows.len() == limit => Some(decode_pin(row.get(0))?.cid),
-            Some(_) | None => None,
-        };
-        let wanted = |row: &&SqliteRow| types.is_empty() || types.contains(&row.get(2));
-        let pins = rows.iter().filter(wanted).map(|row| Bytes::copy_from_slice(row.get(0))).collect();
+        let (values, next) = page(&rows, limit)?;
+        let is_wanted = |row: &SqliteRow| types.is_empty() || types.contains(&row.get("kind"));
+        let wanted = rows.iter().zip(values).filter(|(row, _)| is_wanted(row));
+        let pins = wanted.map(|(_, pin)| Bytes::copy_from_slice(pin)).collect();
         Ok(Chunk { pins, next, index })
     }
 
     /// What the command with this request key came to. Whether the key still counts is for `pinset` to say.
     pub async fn outcome_of(&self, key: &[u8]) -> Result<Option<storage::StoredOutcome>> {
         let mut reader = self.reader().await?;
-        let row = sqlx::query("SELECT v FROM keys WHERE name = ?")
+        let row = sqlx::query("SELECT v, sum FROM keys WHERE name = ?")
             .bind(key)
             .fetch_optional(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        row.map(|row| decode(row.get(0), "an outcome")).transpose()
+        row.as_ref().map(outcome_in).transpose()
     }
 
     /// Pins that expire at `until_seconds` or before, the first one first.
@@ -145,7 +139,7 @@ impl State {
             .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        rows.iter().map(|row| checked_pin(row.get(0), row.get(1))).collect()
+        rows.iter().map(pin_in).collect()
     }
 
     /// When the next pin expires, in Unix seconds.
@@ -160,7 +154,7 @@ impl State {
 
     /// Pins that are allocated to `peer` (not those that only leave it), after row `after` (0: from the start).
     pub async fn allocated_to(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
-        let sql = "SELECT a.pin, p.v FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 0 \
+        let sql = "SELECT a.pin, p.v, p.sum FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 0 \
                    AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
         self.holdings(sql, peer, after, limit).await
     }
@@ -204,7 +198,7 @@ impl State {
 
     /// Pins that `peer` is leaving, after row `after` (0: from the start).
     pub async fn leaving(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
-        let sql = "SELECT a.pin, p.v FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 1 \
+        let sql = "SELECT a.pin, p.v, p.sum FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 1 \
                    AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
         self.holdings(sql, peer, after, limit).await
     }
@@ -218,7 +212,7 @@ impl State {
             .fetch_all(&mut *reader)
             .await
             .map_err(Error::sqlite(READING))?;
-        rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: decode_pin(row.get(1))? })).collect()
+        rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: pin_in(row)? })).collect()
     }
 
     /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory.
@@ -231,9 +225,9 @@ impl State {
         let index = applied.transpose()?.map_or(0, |applied| applied.index);
         let (lineage, pins) = (row.get::<i64, _>(1) as u64, row.get::<i64, _>(2) as u64);
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-        let mut rows = sqlx::query("SELECT v FROM pins ORDER BY cid").fetch(&mut *snapshot);
+        let mut rows = sqlx::query("SELECT v, sum FROM pins ORDER BY cid").fetch(&mut *snapshot);
         while let Some(row) = rows.try_next().await.map_err(Error::sqlite(READING))? {
-            let entry: &[u8] = row.get(0);
+            let entry = value(&row, "a pin")?;
             hash.update(&(entry.len() as u64).to_be_bytes());
             hash.update(entry);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pinfold_proto::{storage, types};
 use prost::Message;
 use sqlx::error::BoxDynError;
-use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Row};
 
 use super::Meta;
@@ -265,7 +265,7 @@ impl Rows {
                 query = query.bind(cid.as_slice());
             }
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
-                let pin = checked_pin(row.get(2), row.get(3))?;
+                let pin = pin_in(&row)?;
                 let held = self.known_held(&pin)?;
                 let cid: Vec<u8> = row.get(1);
                 let sum = row.get::<Option<i64>, _>(3).unwrap_or(0);
@@ -286,7 +286,7 @@ impl Rows {
                 query = query.bind(key.as_slice());
             }
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
-                let stored = checked(row.get(1), row.get(2), "an outcome")?;
+                let stored = outcome_in(&row)?;
                 view.keys.insert(row.get(0), Some(stored));
             }
         }
@@ -524,7 +524,7 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
     };
     let peers = sqlx::query("SELECT v, sum FROM peers").fetch_all(&mut *connection).await;
     for row in peers.map_err(Error::sqlite(LOADING))? {
-        let peer: types::Peer = checked(row.get(0), row.get(1), "a peer")?;
+        let peer: types::Peer = decode(value(&row, "a peer")?, "a peer")?;
         view.peers.rows.insert(peer.node_id, peer);
     }
     let settings = sqlx::query("SELECT name, value, sum FROM settings").fetch_all(&mut *connection).await;
@@ -540,14 +540,21 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
     Ok((view, Meta { applied: applied.as_ref().map(LogId::from_proto), membership }))
 }
 
-/// A pin whose bytes are those that were written.
-pub fn checked_pin(bytes: &[u8], sum: Option<i64>) -> Result<types::Pin> {
-    checked(bytes, sum, "a pin")
+/// The value of a row, once it is known to be what was written. Every query that reads a value reads it as `v` with its
+/// `sum` beside it and comes here, so that damage is told, never taken for data.
+pub fn value<'r>(row: &'r SqliteRow, what: &str) -> Result<&'r [u8]> {
+    let bytes = row.get("v");
+    sum::check(&[bytes], row.get("sum"), what)?;
+    Ok(bytes)
 }
 
-fn checked<M: Message + Default>(bytes: &[u8], sum: Option<i64>, what: &str) -> Result<M> {
-    sum::check(&[bytes], sum, what)?;
-    decode(bytes, what)
+pub fn pin_in(row: &SqliteRow) -> Result<types::Pin> {
+    decode_pin(value(row, "a pin")?)
+}
+
+pub fn outcome_in(row: &SqliteRow) -> Result<storage::StoredOutcome> {
+    let what = "an outcome";
+    decode(value(row, what)?, what)
 }
 
 pub fn decode_pin(bytes: &[u8]) -> Result<types::Pin> {

@@ -7,7 +7,7 @@ use pinfold_proto::types;
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::rows::{checked_pin, expire_at};
+use super::rows::{expire_at, pin_in};
 use crate::store::error::{Error, Result};
 use crate::store::{sqlite, sum};
 
@@ -65,7 +65,7 @@ async fn pins(connection: &mut SqliteConnection, slots: &HashMap<Vec<u8>, i64>) 
         let rows = sqlx::query(sql).bind(after.as_slice()).bind(ROWS).fetch_all(&mut *connection).await;
         let rows = rows.map_err(Error::sqlite(VERIFYING))?;
         for row in &rows {
-            let pin = checked_pin(row.get(4), row.get(5))?;
+            let pin = pin_in(row)?;
             let is_as_indexed = row.get::<&[u8], _>(1) == pin.cid
                 && row.get::<i32, _>(2) == pin.r#type
                 && row.get::<Option<i64>, _>(3) == expire_at(&pin);
