@@ -6,7 +6,7 @@ use std::path::Path;
 use pinfold_common::config::Overrides;
 use pinfold_common::pin::PinRequest;
 use pinfold_proto::{api, types};
-use pinfold_tests::cluster::{PATIENCE, TestCluster};
+use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually, programs};
 use pinfold_tests::content;
 
 use crate::pinning::settled;
@@ -71,4 +71,42 @@ async fn seed_i8_i10_export_backup_restore() {
     settled(&cluster, 0, &cids[7], 1).await;
     assert_eq!(cluster.api(0).id(api::IdRequest {}).await.unwrap().into_inner().id, before.id);
     assert!(!exported.contains(&later[0]));
+}
+
+/// Of no peer of any of these clusters.
+const NOBODY: &str = "12D3KooWARqgQvTqiZMKpKkMcx6zgBFbg23atYsE2BsV6GhP8JDX";
+
+/// Goal: imported items whose allocations name nobody any more count as under-replicated: they are given to a peer of the
+/// new cluster, which pins them; nothing waits for a peer that will never come (seed:I11).
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_i11_imported_allocations_that_name_nobody() {
+    let ipfs = ctl::local::cluster::Ipfs::Embedded { gateways: Vec::new() };
+    let cluster = TestCluster::with(1, ipfs, vec![("backup.interval", "0s".into())]).await;
+    let cids = pin(&cluster, 0..20).await;
+    let file = cluster.peer(0).folder.join("pinset.jsonl");
+    ctl(&cluster, &["state", "export", "--consistent", "-f", file.to_str().unwrap()]).await;
+
+    cluster.peer(0).stop().await;
+    let mut import = tokio::process::Command::new(programs().path("consensus-svc").unwrap());
+    import.arg("--config").arg(&cluster.peer(0).folder).args(["state", "import", "--force"]).arg(&file);
+    import.args(["--rmin", "1", "--rmax", "1", "--allocs", NOBODY]);
+    let output = import.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut export = tokio::process::Command::new(programs().path("consensus-svc").unwrap());
+    let output = export.arg("--config").arg(&cluster.peer(0).folder).args(["state", "export"]).output().await.unwrap();
+    let imported = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(imported.matches(NOBODY).count(), cids.len(), "they name nobody: {imported}");
+
+    cluster.peer(0).resume().await;
+    cluster.peer(0).wait_ready(PATIENCE, |_| {}).await.unwrap();
+    let own = cluster.peer(0).peer_id.to_string();
+    eventually("every item given to this peer", || async {
+        let pins = cluster.rest(0).allocations().await;
+        let is_ours = |cid: &String| pins[cid].allocations.as_deref() == Some(std::slice::from_ref(&own));
+        cids.iter().all(is_ours).then_some(())
+    })
+    .await;
+    for cid in [&cids[0], &cids[19]] {
+        settled(&cluster, 0, cid, 1).await;
+    }
 }
