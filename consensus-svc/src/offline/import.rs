@@ -148,7 +148,7 @@ async fn fill(exchange: &Exchange, reader: impl BufRead, changes: &Changes, seed
     let mut batch: Vec<types::Pin> = Vec::with_capacity(BATCH);
     let mut count: u64 = 0;
     let mut told = Instant::now();
-    while let Some(pin) = pins.next() {
+    for pin in pins.by_ref() {
         let pin = pin.and_then(|pin| changes.apply(pin)).map_err(Failed::Input)?;
         batch.push(pin);
         count += 1;

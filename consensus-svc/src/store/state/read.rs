@@ -45,8 +45,10 @@ pub struct Holding {
     pub pin: types::Pin,
 }
 
+type Page<'r> = (Vec<&'r [u8]>, Option<Vec<u8>>);
+
 /// The pins of the rows, encoded, and the CID to go on after when there may be more than these.
-fn page<'r>(rows: &'r [SqliteRow], limit: usize) -> Result<(Vec<&'r [u8]>, Option<Vec<u8>>)> {
+fn page(rows: &[SqliteRow], limit: usize) -> Result<Page<'_>> {
     let values = rows.iter().map(|row| value(row, "a pin")).collect::<Result<Vec<_>>>()?;
     let next = match values.last() {
         Some(last) if rows.len() == limit => Some(decode_pin(last)?.cid),
