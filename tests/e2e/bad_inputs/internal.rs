@@ -8,10 +8,12 @@ use pinfold_common::channel::{Channels, explain};
 use pinfold_common::identity::Identity;
 use pinfold_common::tls::{ClusterSecret, Room, Tls};
 use pinfold_common::{Code, ids};
-use pinfold_proto::{AUDIENCES, Audience, WIRE_VERSION, consensus, storage, types};
+use pinfold_proto::{AUDIENCES, Audience, DESCRIPTORS, WIRE_VERSION, consensus, storage, types};
 use pinfold_tests::cluster::TestCluster;
 use pinfold_tests::content;
 use pinfold_tests::raw::Connection;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tonic::transport::Channel;
 
 use super::Watch;
@@ -20,30 +22,23 @@ use super::grpc::{call, refusal};
 /// Rooms that listen for other services.
 const ROOMS: [Room; 3] = [Room::Consensus, Room::Monitor, Room::Connector];
 
-/// Every service between the rooms with its methods.
-const METHODS: &[(&str, &[&str])] = &[
-    ("pinfold.consensus.v1.Pins", &["Pin", "PinMany", "Unpin", "Get", "List", "Follow", "AllocateForAdd"]),
-    ("pinfold.consensus.v1.Peers", &["Status", "Watch", "Add", "Remove", "Drain", "Digest", "Departures"]),
-    (
-        "pinfold.consensus.v1.Forward",
-        &["Pin", "PinMany", "Unpin", "AllocateForAdd", "ReadIndex", "RemovePeer", "DrainPeer"],
-    ),
-    ("pinfold.consensus.v1.Raft", &["Append", "Vote", "PreVote", "Snapshot", "TransferLeader"]),
-    ("pinfold.consensus.v1.Membership", &["Join", "Invite"]),
-    (
-        "pinfold.monitor.v1.Monitor",
-        &["Publish", "Contacts", "Allocate", "LatestMetrics", "MetricNames", "Verdicts", "Alerts"],
-    ),
-    ("pinfold.monitor.v1.Gossip", &["Push", "Pull"]),
-    ("pinfold.monitor.v1.Allocation", &["Allocate"]),
-    ("pinfold.connector.v1.Node", &["Status", "Resolve", "RepoStat"]),
-    (
-        "pinfold.connector.v1.Tracker",
-        &["Status", "StatusAll", "Recover", "RecoverAll", "Describe", "Gc", "SwarmPeers", "Held", "Approve"],
-    ),
-    ("pinfold.connector.v1.Holdings", &["Check"]),
-    ("pinfold.connector.v1.Blocks", &["Put", "Get"]),
-];
+/// Every service between the rooms with its audience and methods, as the descriptors have them.
+fn services() -> Vec<(String, Audience, Vec<String>)> {
+    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap().file;
+    let mut all = Vec::new();
+    for file in &files {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            let audience = AUDIENCES.iter().find(|(known, _)| *known == name).map(|(_, audience)| *audience);
+            let methods = service.method.iter().map(|method| method.name().to_owned()).collect();
+            match audience {
+                Some(Audience::Public) | None => {}
+                Some(audience) => all.push((name, audience, methods)),
+            }
+        }
+    }
+    all
+}
 
 fn room_of(service: &str) -> Room {
     match service.split('.').nth(1) {
@@ -117,16 +112,14 @@ async fn links_between_services_refuse_strangers() {
 
     let member = Identity::load(&cluster.peer(1).folder).unwrap();
     let stranger = Identity::generate();
-    let listed: Vec<&str> = METHODS.iter().map(|(service, _)| *service).collect();
-    for (service, audience) in AUDIENCES {
-        assert!(*audience == Audience::Public || listed.contains(service), "{service} is not in the list of this test");
-    }
-    for (service, methods) in METHODS {
-        let audience = AUDIENCES.iter().find(|(name, _)| name == service).unwrap().1;
+    let services = services();
+    let internal = AUDIENCES.iter().filter(|(_, audience)| *audience != Audience::Public).count();
+    assert!(services.len() == internal && internal >= 12, "{internal} audiences of {} services", services.len());
+    for (service, audience, methods) in &services {
         let room = room_of(service);
         let by_member = channel(&cluster, &secret, &member, room);
         let by_stranger = channel(&cluster, &secret, &stranger, room);
-        for method in *methods {
+        for method in methods {
             let path = format!("/{service}/{method}");
             let denied = &[tonic::Code::PermissionDenied][..];
             let unknown = &[tonic::Code::Unavailable][..];
