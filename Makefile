@@ -28,10 +28,12 @@ bench-peers:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --large 25 $(BENCH)
 
-# Peers killed under a full pinset, and what became of every item; FAILOVER="five", "seven" or "growth" runs one part.
+# Peers killed under a full pinset, and what became of every item; FAILOVER="five", "seven" or "growth" runs one part. Then
+# what verdicts and allocation cost among a thousand peers.
 bench-failover:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --failover $(FAILOVER) $(BENCH)
+	$(CARGO) test --release -p monitor-svc --lib -- --ignored --nocapture --test-threads=1
 
 # Everything of the fault tests, from a fresh seed; PINFOLD_CHAOS_SEED=n replays one, FAULT=name chooses scenarios.
 chaos:
