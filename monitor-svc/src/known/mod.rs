@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pinfold_common::PeerId;
 use pinfold_common::ids::peer_from_bytes;
-use pinfold_common::metric::{FREESPACE, MAX_NAMES_PER_PEER, PING, REPOSIZE};
+use pinfold_common::metric::{FREESPACE, MAX_NAMES_PER_PEER, PING, REPOSIZE, TAG_PREFIX};
 use pinfold_common::peerset::{PeerInfo, PeerState, View};
 use pinfold_common::time::Timestamp;
 use pinfold_common::tls::Room;
@@ -25,8 +25,6 @@ use crate::window::{Accepted, Entry, Source, Windows};
 
 /// How long a monitor waits for members it has not heard of before it allocates without them (protocols.md 5).
 pub const WARM_UP: Duration = Duration::from_secs(10);
-/// Of the names of metrics that are tags.
-const TAG_PREFIX: &str = "tag:";
 /// Metrics in one message of one peer.
 pub const MAX_METRICS_PER_PUSH: usize = MAX_NAMES_PER_PEER + 1;
 

@@ -24,6 +24,21 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: PinAdd) -> Outc
         user_allocations: user_allocations(&arguments.options),
         ..types::PinRequest::from(PinRequest::new(placeholder()))
     };
+    let item = submit(client, target, cid, request).await?;
+    let show = (arguments.no_status, PinSource::Submitted);
+    finish(client, encoding, item, arguments.wait.then_some(&arguments.waiting), show, |pin| Target::Pinned {
+        minimum: pin.options.replication_factor_min,
+    })
+    .await
+}
+
+/// Sends what is pinned: `target` as it was written, and its CID unless it is a path.
+pub(super) async fn submit(
+    client: &Client,
+    target: String,
+    cid: Option<Cid>,
+    request: types::PinRequest,
+) -> Result<api::PinnedItem, Failure> {
     let request_key = request_key();
     let item = match cid {
         Some(_) => client.pins().pin(api::PinItem { request: Some(request), request_key }).await?,
@@ -32,14 +47,10 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: PinAdd) -> Outc
             client.pins().pin_path(api::PinPathRequest { path, request: Some(request), request_key }).await?
         }
     };
-    let show = (arguments.no_status, PinSource::Submitted);
-    finish(client, encoding, item.into_inner(), arguments.wait.then_some(&arguments.waiting), show, |pin| {
-        Target::Pinned { minimum: pin.options.replication_factor_min }
-    })
-    .await
+    Ok(item.into_inner())
 }
 
 /// A path's CID is not known before the node resolved it; the empty identity CID stands in where a type wants one.
-fn placeholder() -> Cid {
+pub(super) fn placeholder() -> Cid {
     ids::cid_from_bytes(&[1, 0x55, 0, 0]).unwrap_or_default()
 }

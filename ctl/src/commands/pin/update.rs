@@ -4,10 +4,10 @@
 use pinfold_common::json::PinSource;
 use pinfold_common::pin::PinRequest;
 use pinfold_common::time::Timestamp;
-use pinfold_common::{Cid, ids};
-use pinfold_proto::{api, types};
+use pinfold_proto::types;
 
-use super::{as_cid, finish, request_key};
+use super::add::{placeholder, submit};
+use super::{as_cid, finish};
 use crate::cli::{Encoding, PinUpdate};
 use crate::client::{Client, Failure, Outcome};
 use crate::commands::wait::Target;
@@ -31,22 +31,10 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: PinUpdate) -> O
         options: Some(options.into()),
         ..types::PinRequest::from(PinRequest::new(cid.unwrap_or_else(placeholder)))
     };
-    let request_key = request_key();
-    let item = match cid {
-        Some(_) => client.pins().pin(api::PinItem { request: Some(request), request_key }).await?,
-        None => {
-            let path = arguments.target.clone();
-            client.pins().pin_path(api::PinPathRequest { path, request: Some(request), request_key }).await?
-        }
-    };
+    let item = submit(client, arguments.target, cid, request).await?;
     let show = (arguments.no_status, PinSource::Submitted);
-    finish(client, encoding, item.into_inner(), arguments.wait.then_some(&arguments.waiting), show, |pin| {
-        Target::Pinned { minimum: pin.options.replication_factor_min }
+    finish(client, encoding, item, arguments.wait.then_some(&arguments.waiting), show, |pin| Target::Pinned {
+        minimum: pin.options.replication_factor_min,
     })
     .await
-}
-
-/// As in `pin add`: a path's CID is not known yet.
-fn placeholder() -> Cid {
-    ids::cid_from_bytes(&[1, 0x55, 0, 0]).unwrap_or_default()
 }
