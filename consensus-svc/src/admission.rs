@@ -110,7 +110,7 @@ pub async fn count_start(config: &Config, member: Member, stores: &Stores) -> Re
     // The log first: a crash in between leaves it one ahead, which is no older copy.
     stores.log.save_starts(starts).await?;
     let member = Member { starts, ..member };
-    member.save(&config.folder)?;
+    member.save(&config.folder).map_err(Error::disk)?;
     Ok(member)
 }
 

@@ -43,6 +43,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// A small file could not be written: as final as an error of the stores.
+    pub fn disk(error: impl std::fmt::Display) -> Error {
+        Error::Io(error.to_string())
+    }
+
     pub fn exit_code(&self) -> ExitCode {
         use pinfold_common::Code;
         ExitCode::from(match self {

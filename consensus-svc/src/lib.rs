@@ -76,7 +76,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
         let member = match plan {
             Plan::Restart(member) => member,
             Plan::Found(member) => {
-                member.save(&config.folder)?;
+                member.save(&config.folder).map_err(Error::disk)?;
                 member
             }
             Plan::SetAside(member) => {
@@ -92,7 +92,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
                     stores.close().await;
                     return Ok(());
                 };
-                member.save(&config.folder)?;
+                member.save(&config.folder).map_err(Error::disk)?;
                 member
             }
         };
@@ -117,7 +117,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Re
                 return Err(state_folder::removed(&set_aside(&config, &member, &reason)?));
             }
             Ended::Joined(next) => {
-                next.save(&config.folder)?;
+                next.save(&config.folder).map_err(Error::disk)?;
                 plan = Plan::SetAside(next);
             }
         }

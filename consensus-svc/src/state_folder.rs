@@ -90,7 +90,7 @@ impl StateFolder {
             cluster = hex(&member.cluster_id),
             "a folder that was set aside is put back: this peer is again who it was then"
         );
-        member.save(folder)?;
+        member.save(folder).map_err(Error::disk)?;
         Ok(Found::Member(member))
     }
 }

@@ -22,7 +22,7 @@ pub const FAULTS: [Fault; 14] = [
     Fault::Isolate(Whom::Follower, Direction::Both),
     Fault::CutPair(Whom::Leader),
     Fault::CutPair(Whom::Follower),
-    Fault::DiskError(Whom::Leader, "fsync", "EIO"),
+    Fault::DiskError(Whom::Leader, "fdatasync", "EIO"),
     Fault::DiskError(Whom::Follower, "pwrite64", "ENOSPC"),
     Fault::DiskError(Whom::Leader, "pwrite64", "EIO"),
 ];

@@ -67,6 +67,13 @@ impl Trace {
         Trace { log, what: vec!["-e".into(), format!("trace={}", point.call), "-e".into(), inject], filter }
     }
 
+    /// The first call of this kind on that file fails.
+    pub fn fail_on(file: &Path, call: &str, errno: &str, log: PathBuf) -> Trace {
+        let inject = format!("inject={call}:error={errno}:when=1");
+        let what = ["-P", &file.display().to_string(), "-e", &format!("trace={call}"), "-e", &inject];
+        Trace { log, what: what.map(str::to_owned).into(), filter: Filter::Traced }
+    }
+
     /// Only writes down all write-like calls, with the paths of their files.
     pub fn record(log: PathBuf) -> Trace {
         Trace {

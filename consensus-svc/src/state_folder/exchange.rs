@@ -102,7 +102,7 @@ fn exchange(raft: &Path, new: &Path, folder: &Path, keep: u64) -> Result<Option<
     let member: Member = serde_json::from_slice(&ready).map_err(|error| failed(error.into()))?;
     let old = set_aside(raft, folder, keep)?;
     member::forget(folder)?;
-    member.save(folder)?;
+    member.save(folder).map_err(Error::disk)?;
     fs::rename(new, raft).map_err(failed)?;
     sync_folder(folder).map_err(failed)?;
     remove_ready(raft)?;

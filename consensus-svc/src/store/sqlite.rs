@@ -18,8 +18,9 @@ const STATEMENT_CACHE: usize = 1024;
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// Rows that SQLite's thread may be ahead of a reader.
 const ROW_BUFFER: usize = 1024;
-/// Pages of 4 KiB in the write-ahead log before SQLite moves them to the file.
-const CHECKPOINT_PAGES: u32 = 4096;
+/// Pages of 4 KiB in the write-ahead log before they are moved to the file.
+const CHECKPOINT_PAGES: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
 /// The write-ahead log's file is cut back to this after a checkpoint.
 const WAL_KEEP_BYTES: u64 = 64 << 20;
 /// What is not in them is in the kernel's page cache, a microsecond away.
@@ -81,11 +82,52 @@ pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
-        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+        // SQLite's own checkpoints keep an error of the disk to themselves: see `Checkpoints`.
+        .pragma("wal_autocheckpoint", "0")
         .pragma("journal_size_limit", WAL_KEEP_BYTES.to_string())
         .connect()
         .await
         .map_err(Error::sqlite("open a database for writing"))
+}
+
+/// Moves a writer's write-ahead log to its file in time, and tells of an error, which is final as that of a commit is.
+pub struct Checkpoints {
+    /// Pages written since the last look, estimated, rather too many than too few.
+    pages: u64,
+}
+
+impl Default for Checkpoints {
+    /// What a file that was not closed has waiting is unknown: the first commit looks.
+    fn default() -> Checkpoints {
+        Checkpoints { pages: CHECKPOINT_PAGES }
+    }
+}
+
+impl Checkpoints {
+    /// `rows` were written, with `bytes` in them that do not fit into one page.
+    pub fn wrote(&mut self, rows: usize, bytes: usize) {
+        /// A leaf of the table and one of each of two indexes.
+        const PAGES_OF_A_ROW: usize = 3;
+        self.pages = self.pages.saturating_add((rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64);
+    }
+
+    /// Outside of a transaction.
+    pub async fn keep_up(&mut self, connection: &mut SqliteConnection) -> Result<()> {
+        if self.pages < CHECKPOINT_PAGES {
+            return Ok(());
+        }
+        self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(NOOP)").await?;
+        if self.pages >= CHECKPOINT_PAGES {
+            self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(PASSIVE)").await?;
+        }
+        Ok(())
+    }
+}
+
+/// Pages in the write-ahead log that are not in the file, after what `pragma` does. Those that a reader still needs wait.
+async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) -> Result<u64> {
+    let row = sqlx::query(pragma).fetch_one(connection).await.map_err(Error::sqlite("move the write-ahead log"))?;
+    Ok(row.get::<i64, _>(1).saturating_sub(row.get::<i64, _>(2)).max(0) as u64)
 }
 
 /// The one connection that fills a new file, which counts for nothing until it is whole and synced.

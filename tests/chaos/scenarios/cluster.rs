@@ -80,7 +80,7 @@ const TRIALS: [Trial; 13] = [
     ),
     trial("fault:N4 leader cut from one follower", Fault::CutPair(Whom::Leader), Expect::StableLeader, true),
     trial("fault:N4 followers cut from each other", Fault::CutPair(Whom::Follower), Expect::StableLeader, false),
-    trial("fault:D2 EIO at the leader", Fault::DiskError(Whom::Leader, "fsync", "EIO"), Expect::OthersGoOn, true),
+    trial("fault:D2 EIO at the leader", Fault::DiskError(Whom::Leader, "fdatasync", "EIO"), Expect::OthersGoOn, true),
     trial(
         "fault:D4 ENOSPC at the leader",
         Fault::DiskError(Whom::Leader, "pwrite64", "ENOSPC"),

@@ -13,7 +13,7 @@ use super::cache::{Cache, Cached};
 use super::{Done, Shared};
 use crate::store::error::{Error, Failure, Result};
 use crate::store::record::{GroupBuilder, LogId, Record, Vote, split_group};
-use crate::store::sqlite::Many;
+use crate::store::sqlite::{Checkpoints, Many};
 use crate::store::sum;
 
 /// Writes in one transaction.
@@ -39,6 +39,7 @@ pub struct Writer {
     shared: Weak<Shared>,
     failure: Failure,
     insert: Many,
+    checkpoints: Checkpoints,
 }
 
 /// The newest entries up to `max_bytes`, and the facts.
@@ -155,7 +156,7 @@ struct Answers {
 impl Writer {
     pub fn new(connection: SqliteConnection, shared: Weak<Shared>, failure: Failure) -> Writer {
         let insert = Many::new("INSERT INTO groups (first, last, committed, entries, sum) VALUES ", "(?,?,?,?,?)", "");
-        Writer { connection, shared, failure, insert }
+        Writer { connection, shared, failure, insert, checkpoints: Checkpoints::default() }
     }
 
     pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
@@ -167,6 +168,10 @@ impl Writer {
             }
             self.answer(answers, &result);
             if result.is_err() {
+                return;
+            }
+            if let Err(error) = self.checkpoints.keep_up(&mut self.connection).await {
+                self.failure.set(&error);
                 return;
             }
             if let Some(close) = close {
@@ -214,6 +219,7 @@ impl Writer {
             let rows: Vec<GroupBuilder> = groups.by_ref().take(crate::store::sqlite::ROWS).collect();
             let mut query = sqlx::query(self.insert.rows(rows.len()));
             for group in rows {
+                self.checkpoints.wrote(1, group.bytes.len());
                 // Only what is in the log by then can be applied again after a crash.
                 let committed = committed.filter(|id| id.index <= group.last).map(|id| id.to_proto().encode_to_vec());
                 let (first, last) = (group.first as i64, group.last as i64);
@@ -271,7 +277,9 @@ impl Writer {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<()> {
-        // A group that reaches beyond stays whole; what was purged of it is skipped when it is read.
+        // A group that reaches beyond stays whole; what was purged of it is skipped when it is read. How many there were
+        // is not known.
+        self.checkpoints = Checkpoints::default();
         sqlx::query("DELETE FROM groups WHERE last <= ?")
             .bind(upto.index as i64)
             .execute(&mut self.connection)

@@ -13,7 +13,7 @@ use super::Meta;
 use crate::pinset::{KeyRange, PeerTable, View};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
-use crate::store::sqlite::{Many, ROWS};
+use crate::store::sqlite::{Checkpoints, Many, ROWS};
 use crate::store::sum;
 
 pub const VERSION: i64 = 2;
@@ -165,6 +165,7 @@ pub struct Rows {
     slots: HashMap<Vec<u8>, i64>,
     next_pin: i64,
     waiting: Waiting,
+    checkpoints: Checkpoints,
 }
 
 /// Statements that go to SQLite's thread as one. The hop there and back costs more than a small statement; large ones
@@ -197,6 +198,7 @@ impl Rows {
             slots,
             next_pin,
             waiting: Waiting::default(),
+            checkpoints: Checkpoints::default(),
         })
     }
 
@@ -224,6 +226,7 @@ impl Rows {
 
     /// Writes within the transaction, at the latest at its end.
     async fn write(&mut self, sql: &str, rows: usize, bind: impl FnOnce(&mut SqliteArguments) -> Bound) -> Result<()> {
+        self.checkpoints.wrote(rows, 0);
         let is_large = rows > ROWS_TOGETHER;
         if is_large {
             self.flush().await?;
@@ -235,6 +238,14 @@ impl Rows {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Between transactions; within a rehearsal there is nothing to keep up with.
+    pub async fn keep_up(&mut self) -> Result<()> {
+        match self.scope {
+            Scope::Committed => self.checkpoints.keep_up(&mut self.connection).await,
+            Scope::Rehearsed => Ok(()),
+        }
     }
 
     pub async fn flush(&mut self) -> Result<()> {

@@ -59,7 +59,7 @@ impl Writer {
             let ended = match op {
                 Op::Apply { records, done } => {
                     let result = self.apply(&records).await;
-                    self.answer(done, result)
+                    self.answer(done, result) || self.keep_up().await
                 }
                 Op::List { after, limit, done } => {
                     let index = self.applied();
@@ -105,6 +105,13 @@ impl Writer {
         // The caller may have given up; what was written stands.
         let _ = done.send(result);
         failed.is_some()
+    }
+
+    /// Whether that was the end.
+    async fn keep_up(&mut self) -> bool {
+        let Err(error) = self.rows.keep_up().await else { return false };
+        self.shared.failure.set(&error.in_file(&self.path));
+        true
     }
 
     /// One transaction for the batch: load the rows it names, decide entry by entry, write what changed.
