@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::gather::Gathering;
 use crate::ids::shorten;
 use crate::tls::{Room, Tls, server_name};
 use crate::{Code, Error, PeerId, Result};
@@ -105,7 +106,7 @@ impl Channels {
             .keep_alive_while_idle(true)
             .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let (target, tls) = (target.clone(), tls.clone());
-                async move { target.connect(&tls).await.map(TokioIo::new) }
+                async move { target.connect(&tls).await.map(|stream| TokioIo::new(Gathering::new(stream))) }
             }))
     }
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod departure;
 pub mod error;
 pub mod files;
+mod gather;
 pub mod identity;
 pub mod ids;
 pub mod json;
