@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pinfold_common::time::Timestamp;
 use pinfold_common::{Code, Error, Result};
@@ -52,7 +53,7 @@ pub(super) enum Step {
 
 /// Answers the jobs. Those that come back are to be brought to the next leader: nothing happened to them, or their keys
 /// make a second try harmless.
-pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, failed_commits: &mut u64) -> Vec<Job> {
+pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, retries: &mut Retries) -> Vec<Job> {
     let started = Instant::now();
     let mut open: Vec<Open> = jobs
         .into_iter()
@@ -79,7 +80,7 @@ pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, failed_commits
         }
     }
     metrics::histogram!("pinfold_consensus_batch_seconds").record(started.elapsed().as_secs_f64());
-    finish(core, open, failed_commits).await
+    finish(open, retries).await
 }
 
 /// One round of the items; returns those to be decided again. The error is for all items that were not proposed.
@@ -304,7 +305,7 @@ pub(super) fn settle(open: &mut [Open], item: &Item, index: u64, result: Result<
 }
 
 /// Answers what is decided; returns what has to be tried again.
-async fn finish(core: &Core, open: Vec<Open>, failed_commits: &mut u64) -> Vec<Job> {
+async fn finish(open: Vec<Open>, retries: &mut Retries) -> Vec<Job> {
     let mut back = Vec::new();
     let mut uncommitted = Vec::new();
     for open in open {
@@ -322,16 +323,82 @@ async fn finish(core: &Core, open: Vec<Open>, failed_commits: &mut u64) -> Vec<J
             }
         }
     }
-    if !uncommitted.is_empty() {
-        *failed_commits += 1;
-        if *failed_commits > core.config.commit_retries {
-            for job in uncommitted {
-                job.answer(Err(Error::unavailable("the leader could not commit this; nothing was changed")));
-            }
-        } else {
-            tokio::time::sleep(core.config.commit_retry_delay).await;
-            back.extend(uncommitted);
-        }
+    if !uncommitted.is_empty() && retries.again().await {
+        back.append(&mut uncommitted);
+    }
+    for job in uncommitted {
+        job.answer(Err(Error::unavailable("the leader could not commit this; nothing was changed")));
     }
     back
+}
+
+/// What is left of `commit_retries`, with `commit_retry_delay` before each (seed:C5, beh:B10.2): a commit that was
+/// refused before anything was written is tried again, so that a network that comes and goes fails fewer requests, later.
+pub(super) struct Retries {
+    left: u64,
+    pause: Duration,
+}
+
+impl Retries {
+    pub fn new(retries: u64, pause: Duration) -> Retries {
+        Retries { left: retries, pause }
+    }
+
+    /// Whether to try once more, after the pause.
+    async fn again(&mut self) -> bool {
+        let Some(left) = self.left.checked_sub(1) else { return false };
+        self.left = left;
+        tokio::time::sleep(self.pause).await;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pinfold_common::pin::PinRequest;
+    use tokio::sync::{Semaphore, oneshot};
+
+    use super::super::Origin;
+    use super::*;
+
+    fn refused() -> (Open, oneshot::Receiver<Result<Answer>>) {
+        let (reply, answered) = oneshot::channel();
+        let cid = pinfold_common::ids::cid_from_bytes(&[&[1, 0x55, 0, 20][..], &[7; 20]].concat()).unwrap();
+        let job = Job {
+            work: Work::Pin(vec![PinRequest::new(cid)]),
+            key: Vec::new(),
+            origin: Origin::Own,
+            give_up: Instant::now(),
+            reply,
+            size_bytes: 256,
+            _room: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        };
+        let failed = Some(ProposeError::Unavailable("no majority of the voters answers".to_owned()));
+        (Open { results: vec![None], job, index: 0, answer_bytes: 0, failed }, answered)
+    }
+
+    /// Goal: a refused commit comes back to be tried again `commit_retries` times, each after `commit_retry_delay`, and
+    /// then fails in words; with none it fails at once. More retries are slower failures.
+    #[tokio::test(start_paused = true)]
+    async fn seed_c5_a_refused_commit_is_tried_again_so_often() {
+        let pause = Duration::from_millis(200);
+        for retries in [0, 1, 3] {
+            let started = Instant::now();
+            let mut left = Retries::new(retries, pause);
+            let (mut open, mut answered) = refused();
+            for retry in 0..retries {
+                let mut back = finish(vec![open], &mut left).await;
+                assert!(answered.try_recv().is_err(), "retry {retry} of {retries}: no answer yet");
+                let job = back.pop().expect("the request comes back");
+                open = Open { job, ..refused().0 };
+            }
+            assert!(finish(vec![open], &mut left).await.is_empty());
+            let error = answered.try_recv().expect("an answer").map(drop).unwrap_err();
+            assert_eq!(error.code, Code::Unavailable);
+            assert!(error.message.contains("nothing was changed"), "{error}");
+            assert_eq!(started.elapsed(), pause * retries as u32);
+        }
+    }
 }

@@ -100,7 +100,7 @@ fn next_batch(waiting: &mut VecDeque<Job>, busy: &HashSet<Vec<u8>>) -> Option<(V
 /// Brings a batch to whoever leads, until each of its requests is answered.
 async fn carry_out(core: Arc<Core>, mut jobs: Vec<Job>) {
     let mut position = core.position.clone();
-    let mut failed_commits = 0;
+    let mut retries = decide::Retries::new(core.config.commit_retries, core.config.commit_retry_delay);
     let mut keyed = false;
     loop {
         jobs.retain(|job| !job.reply.is_closed());
@@ -108,7 +108,7 @@ async fn carry_out(core: Arc<Core>, mut jobs: Vec<Job>) {
         let leader = position.borrow_and_update().leader.clone();
         jobs = match leader {
             Leader::This { term } => {
-                let back = decide::batch(&core, term, jobs, &mut failed_commits).await;
+                let back = decide::batch(&core, term, jobs, &mut retries).await;
                 if !back.is_empty() {
                     // This peer does not lead after all: the watch will say so in a moment.
                     let _ = tokio::time::timeout(core.config.commit_retry_delay, position.changed()).await;
