@@ -83,7 +83,7 @@ async fn remove_the_leader(house: &House, seed: u64) {
     let service = house.peers[leader].service(Room::Consensus).expect("every peer has one");
     service.stop().await;
     service.resume().await;
-    eventually("the removed peer refuses to run", || async { (service.state() == State::Refused).then_some(()) }).await;
+    eventually("the removed peer refuses to run", || async { (service.state() == State::Removed).then_some(()) }).await;
     report.fault("return of a removed peer");
     load.finish(house, &mut report).await;
     report.finish();

@@ -6,6 +6,7 @@ mod disk_errors;
 mod double_start;
 mod membership;
 mod nemesis;
+mod partition;
 mod power;
 mod slow_links;
 
