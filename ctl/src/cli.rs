@@ -89,6 +89,8 @@ pub enum Command {
     /// Copies that are made again after a peer went away
     #[command(subcommand)]
     Repin(Repin),
+    /// Move items from full peers to empty ones, until each holds an even share
+    Rebalance(Rebalance),
     /// Unpins that wait for a person: what is held and why, and let it go ahead
     Approve(Approve),
     /// The IPFS nodes beside the peers
@@ -254,6 +256,34 @@ pub enum Repin {
     },
     /// Items that have too few copies and cannot get more now, with the reason
     Ls,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Items keep their number of copies; an old copy goes when the new one is there. At most as many items a \
+                        second as `ctl repin rate` says, and only while nothing has too few copies. Items whose \
+                        allocations a person chose stay, and so does what every peer pins."
+)]
+pub struct Rebalance {
+    #[command(flatten)]
+    pub what: RebalanceWhat,
+    /// With --apply: return at once; the cluster goes on by itself
+    #[arg(long, requires = "apply")]
+    pub no_wait: bool,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct RebalanceWhat {
+    /// What each peer holds, and what would move; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Move it, and show the progress; also goes on where an interrupted run was
+    #[arg(long)]
+    pub apply: bool,
+    /// End it; what is on its way still arrives
+    #[arg(long)]
+    pub stop: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -217,7 +217,7 @@ async fn all_pinned(cluster: &Cluster) -> Result<(), Failed> {
 async fn status(cluster: &Cluster, at: usize) -> Option<RepinStatusReply> {
     let channel = channel(&cluster.peers[at].api).ok()?;
     let mut client = api::repin_client::RepinClient::new(channel);
-    Some(client.status(RepinStatusCall {}).await.ok()?.into_inner())
+    Some(client.status(RepinStatusCall::default()).await.ok()?.into_inner())
 }
 
 async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T, Failed> {

@@ -8,6 +8,7 @@ mod kubo;
 mod peers;
 mod pinning;
 mod promises;
+mod rebalance;
 mod repin;
 mod restarts;
 mod state;

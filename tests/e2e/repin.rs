@@ -15,10 +15,10 @@ use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use serde_json::json;
 
-type Pinset = BTreeMap<Vec<u8>, types::Pin>;
+pub(super) type Pinset = BTreeMap<Vec<u8>, types::Pin>;
 
 /// Pings every second, so that a silence is noticed after two, and a grace as given.
-fn settings(grace: &str) -> Overrides {
+pub(super) fn settings(grace: &str) -> Overrides {
     vec![
         ("cluster.monitor_ping_interval", json!("1s")),
         ("monitor.pubsubmon.check_interval", json!("1s")),
@@ -27,7 +27,7 @@ fn settings(grace: &str) -> Overrides {
     ]
 }
 
-async fn start(peers: u16, settings: Overrides) -> TestCluster {
+pub(super) async fn start(peers: u16, settings: Overrides) -> TestCluster {
     let ipfs = ctl::local::cluster::Ipfs::Embedded { gateways: Vec::new() };
     TestCluster::with(peers, ipfs, settings).await
 }
@@ -54,7 +54,7 @@ async fn pin_many(cluster: &TestCluster, at: usize, label: &str, count: usize, f
     }
 }
 
-async fn pinset(cluster: &TestCluster, at: usize) -> Option<Pinset> {
+pub(super) async fn pinset(cluster: &TestCluster, at: usize) -> Option<Pinset> {
     let mut stream = cluster.pins(at).list(api::ListRequest::default()).await.ok()?.into_inner();
     let mut pins = Pinset::new();
     while let Some(reply) = stream.message().await.ok()? {
@@ -63,12 +63,12 @@ async fn pinset(cluster: &TestCluster, at: usize) -> Option<Pinset> {
     Some(pins)
 }
 
-async fn status(cluster: &TestCluster, at: usize) -> Option<RepinStatusReply> {
-    Some(cluster.repin(at).status(RepinStatusCall {}).await.ok()?.into_inner())
+pub(super) async fn status(cluster: &TestCluster, at: usize) -> Option<RepinStatusReply> {
+    Some(cluster.repin(at).status(RepinStatusCall::default()).await.ok()?.into_inner())
 }
 
 /// The status as soon as it is as wanted.
-async fn status_when(
+pub(super) async fn status_when(
     cluster: &TestCluster,
     at: usize,
     what: &str,
@@ -81,12 +81,12 @@ fn state_of(status: &RepinStatusReply, peer: &[u8]) -> Option<peer_repin::State>
     status.peers.iter().find(|told| told.peer_id == peer).map(types::PeerRepin::state)
 }
 
-fn id(cluster: &TestCluster, index: usize) -> Vec<u8> {
+pub(super) fn id(cluster: &TestCluster, index: usize) -> Vec<u8> {
     cluster.peer(index).peer_id.to_bytes()
 }
 
 /// All but the peers, which are what may change.
-fn without_peers(pin: &types::Pin) -> types::Pin {
+pub(super) fn without_peers(pin: &types::Pin) -> types::Pin {
     types::Pin { allocations: Vec::new(), leaving: Vec::new(), revision: 0, ..pin.clone() }
 }
 

@@ -49,6 +49,9 @@ pub(super) struct Board {
     pub leaving: u64,
     pub moved: u64,
     pub settled: u64,
+    /// By `ctl rebalance`.
+    pub rebalanced: u64,
+    pub left_to_balance: u64,
 }
 
 impl Board {

@@ -1,25 +1,26 @@
 //! What people ask of re-pinning, and change about it: at the leader, one hop (docs/repin.md). Changes are replicated
 //! settings, so that the next leader keeps to them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pinfold_common::ids::peer_from_bytes;
 use pinfold_common::time::Timestamp;
-use pinfold_common::{Error, Result};
+use pinfold_common::{Code, Error, Result};
 use pinfold_proto::consensus::repin_forward_client::RepinForwardClient;
 use pinfold_proto::storage;
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::types::peer::State;
 use pinfold_proto::types::repin_change_call::Switch;
 use pinfold_proto::types::{
-    MaintainCall, MaintainReply, PeerRepin, RepinChangeCall, RepinStatusCall, RepinStatusReply, UnsatisfiedCall,
-    UnsatisfiedItem, UnsatisfiedReply, peer_repin,
+    MaintainCall, MaintainReply, PeerLoad, PeerRepin, Rebalance, RepinChangeCall, RepinStatusCall, RepinStatusReply,
+    UnsatisfiedCall, UnsatisfiedItem, UnsatisfiedReply, peer_repin,
 };
 use tonic::transport::Channel;
 
 use super::plan::judge::{maintained_until, maintenance_key};
-use super::plan::{PAUSED, PINS_PER_SECOND, STOP_LIFTED, gate};
-use super::{moving, propose};
+use super::plan::{PAUSED, PINS_PER_SECOND, REBALANCE, STOP_LIFTED, Standings, gate};
+use super::{balancing, moving, propose};
 use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader};
 
@@ -44,7 +45,13 @@ async fn place(core: &Core, origin: Origin) -> Result<Place> {
 
 pub async fn status(core: &Core, call: RepinStatusCall, origin: Origin) -> Result<RepinStatusReply> {
     match place(core, origin).await? {
-        Place::Here { .. } => Ok(status_here(core)),
+        Place::Here { .. } => {
+            let mut reply = status_here(core);
+            if call.loads {
+                reply.loads = loads(core).await?;
+            }
+            Ok(reply)
+        }
         Place::There(mut client) => {
             at_leader("ask the leader about re-pinning", Core::FORWARD_DEADLINE, client.status(call)).await
         }
@@ -66,7 +73,30 @@ fn status_here(core: &Core) -> RepinStatusReply {
         moved: board.moved,
         settled: board.settled,
         peers: peers(core),
+        rebalance: Some(Rebalance {
+            running: facts.settings.get(REBALANCE).is_some_and(|wish| !wish.is_empty()),
+            moved: board.rebalanced,
+            left: board.left_to_balance,
+        }),
+        loads: Vec::new(),
     }
+}
+
+/// What each member holds, and what it should hold if it takes part in rebalancing.
+async fn loads(core: &Core) -> Result<Vec<PeerLoad>> {
+    let facts = core.state.facts();
+    let standings = Standings::new(&facts.peers, &core.repin.judgement().ipfs_down);
+    let failed = |error| Error::internal(format!("count what each peer holds: {error}"));
+    let even = balancing::loads(core, &facts, &standings).await.map_err(failed)?;
+    let part: BTreeSet<&Vec<u8>> = balancing::taking_part(&facts, &standings).collect();
+    let mut loads = Vec::new();
+    for row in facts.peers.members() {
+        let pins = core.state.count_allocated_to(&row.peer_id).await.map_err(failed)?;
+        let share = if part.contains(&row.peer_id) { even.share() } else { 0 };
+        loads.push(PeerLoad { peer_id: row.peer_id.clone(), pins, share });
+    }
+    loads.sort_by(|left, right| left.peer_id.cmp(&right.peer_id));
+    Ok(loads)
 }
 
 /// Members that do not count as holders, or are about to, or are in maintenance.
@@ -116,6 +146,12 @@ pub async fn change(core: &Core, call: RepinChangeCall, origin: Origin) -> Resul
             set(core, term, PAUSED, String::new()).await?;
             set(core, term, STOP_LIFTED, gate::lift(&core.state.facts().peers)).await?;
         }
+        Switch::Rebalance if core.config.repin.is_disabled => {
+            let why = "the leader has cluster.disable_repinning or cluster.follower_mode";
+            return Err(Error::new(Code::Rejected, format!("rebalance: nothing may move: {why}")));
+        }
+        Switch::Rebalance => set(core, term, REBALANCE, "true".to_owned()).await?,
+        Switch::StopRebalance => set(core, term, REBALANCE, String::new()).await?,
     }
     if call.pins_per_second != 0 {
         set(core, term, PINS_PER_SECOND, call.pins_per_second.to_string()).await?;
@@ -126,7 +162,7 @@ pub async fn change(core: &Core, call: RepinChangeCall, origin: Origin) -> Resul
 }
 
 /// Success: on the disks of a majority.
-async fn set(core: &Core, term: u64, key: &str, value: String) -> Result<()> {
+pub(super) async fn set(core: &Core, term: u64, key: &str, value: String) -> Result<()> {
     if core.state.facts().settings.get(key).map_or("", String::as_str) == value {
         return Ok(());
     }

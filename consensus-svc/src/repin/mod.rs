@@ -6,6 +6,7 @@
 //! on wherever the last one was killed; revisions in the commands keep two of them from moving the same thing.
 //! What they decide stands in [`plan`], which is pure. None of them asks an IPFS node, or chooses a peer.
 
+mod balancing;
 mod board;
 pub mod control;
 mod moving;

@@ -8,6 +8,7 @@ use pinfold_proto::monitor::result::Result as Placed;
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::{monitor, storage, types};
 
+use super::balancing::{Balancer, Step};
 use super::board::{Board, Unsatisfied, Unsatisfieds};
 use super::plan::budget::Budget;
 use super::plan::gate::{self, Gate, Hold};
@@ -70,12 +71,20 @@ struct Mover {
     hold: Hold,
     scan: Option<Scan>,
     unsatisfied: Unsatisfieds,
+    balancer: Balancer,
 }
 
 impl Mover {
     fn new(term: u64) -> Mover {
         let budget = Budget::new(Instant::now());
-        Mover { term, budget, hold: Hold::default(), scan: None, unsatisfied: Unsatisfieds::default() }
+        Mover {
+            term,
+            budget,
+            hold: Hold::default(),
+            scan: None,
+            unsatisfied: Unsatisfieds::default(),
+            balancer: Balancer::default(),
+        }
     }
 
     /// Does one piece; says how long to wait before the next.
@@ -124,11 +133,28 @@ impl Mover {
         if !scan.is_done() {
             return Duration::ZERO;
         }
-        let mut board = core.repin.board.lock();
-        board.is_moving = false;
-        board.unsatisfied = self.unsatisfied.clone();
-        board.report();
-        IDLE
+        let standings = scan.standings.clone();
+        {
+            let mut board = core.repin.board.lock();
+            board.is_moving = false;
+            board.unsatisfied = self.unsatisfied.clone();
+            board.report();
+        }
+        self.balance(core, &standings, available).await
+    }
+
+    /// Nothing has too few copies that could have more.
+    async fn balance(&mut self, core: &Core, standings: &Standings, available: usize) -> Duration {
+        let started = Instant::now();
+        match self.balancer.step(core, self.term, standings, available).await {
+            Ok(Step::Nothing | Step::Wait) => IDLE,
+            Ok(Step::Moved(moved)) => {
+                self.budget.spend(moved);
+                let took = started.elapsed();
+                if took > SLOW { took } else { TICK.saturating_sub(took) }
+            }
+            Err(error) => failed("move from full peers to empty ones", &error),
+        }
     }
 
     fn gate(&mut self, core: &Core, facts: &Facts) -> Gate {

@@ -10,6 +10,7 @@ mod init;
 mod ipfs;
 mod peers;
 mod pin;
+mod rebalance;
 mod recover;
 mod repin;
 mod state;
@@ -58,6 +59,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Peers(Peers::Maintenance { peer, duration, end: _ }) => {
             peers::maintenance::run(&Client::connect(&global).await?, encoding, &peer.0, duration).await
         }
+        Command::Rebalance(arguments) => rebalance::run(&Client::connect(&global).await?, encoding, &arguments).await,
         Command::Repin(command) => repin::run(&Client::connect(&global).await?, encoding, command).await,
         Command::Add(arguments) => add::run(&Client::connect(&global).await?, encoding, arguments).await,
         Command::Pin(arguments) => {

@@ -3,8 +3,9 @@
 //!
 //! [`judge`] turns what monitors say into `PeerAway` and `PeerBack`; [`gate`] says whether anything may move now;
 //! [`moves`] says what one entry needs and what its new allocations mean; [`settle`] says when an old holder may go;
-//! [`budget`] bounds the rate.
+//! [`budget`] bounds the rate, of [`balance`] as well, which makes full peers give to empty ones.
 
+pub mod balance;
 pub mod budget;
 pub mod gate;
 pub mod judge;
@@ -23,6 +24,8 @@ use crate::pinset::PeerTable;
 /// Replicated settings that steer re-pinning (docs/repin.md).
 pub const PAUSED: &str = "repin.paused";
 pub const PINS_PER_SECOND: &str = "repin.pins_per_second";
+/// "true" from an operator's wish until all peers hold an even share.
+pub const REBALANCE: &str = "repin.rebalance";
 /// The nodes that were away when an operator lifted a stop, as hexadecimal numbers with commas.
 pub const STOP_LIFTED: &str = "repin.stop_lifted";
 /// Followed by the node's ID in hexadecimal; the value is when its maintenance ends, in Unix seconds.
@@ -103,6 +106,11 @@ impl Standings {
 
     pub fn is_member(&self, peer: &[u8]) -> bool {
         self.members.contains_key(peer)
+    }
+
+    /// Members that hold their copies and may get more.
+    pub fn live(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.members.iter().filter(|(_, member)| member.standing.counts()).map(|(peer, _)| peer)
     }
 
     /// Members that can get nothing now.

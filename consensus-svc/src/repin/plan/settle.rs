@@ -48,8 +48,12 @@ pub fn step(pin: &types::Pin, standings: &Standings, copy: impl Fn(&[u8]) -> Cop
     if let Some(step) = take_back(pin, &back, max, standings, &copy) {
         return Some(step);
     }
-    let held = pin.allocations.iter().filter(|peer| standings.of(peer).counts() && copy(peer) == Copy::Held).count();
-    (held >= min).then(|| drop_all(pin))
+    let counting = || pin.allocations.iter().filter(|peer| standings.of(peer).counts());
+    let held = counting().filter(|peer| copy(peer) == Copy::Held).count();
+    // Who could stay, and goes to make room elsewhere, stays until every new copy is there.
+    let is_wished = pin.leaving.iter().all(|peer| standings.of(peer).counts() && !standings.has_returned(peer, pin));
+    let needed = if is_wished { counting().count().max(min) } else { min };
+    (held >= needed).then(|| drop_all(pin))
 }
 
 fn drop_all(pin: &types::Pin) -> Step {

@@ -13,7 +13,7 @@ pub async fn run(client: &Client, encoding: Encoding, command: Repin) -> Outcome
     let change = match command {
         Repin::Ls => return ls::run(client, encoding).await,
         Repin::Status => {
-            let reply = client.repin().status(RepinStatusCall {}).await?.into_inner();
+            let reply = client.repin().status(RepinStatusCall::default()).await?.into_inner();
             return status::print(encoding, &reply);
         }
         Repin::Pause => RepinChangeCall { switch: Switch::Pause as i32, ..RepinChangeCall::default() },
