@@ -1,5 +1,5 @@
 //! Tells this peer's monitor when each other member was last heard from over Raft: one of the two senses by which a
-//! peer is found to be away (protocols.md 6).
+//! peer is found to be away (protocols.md 6). And that this peer, which leads, has stopped to re-pin: that is an alert.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,5 +47,5 @@ fn report_now(core: &Core) -> ContactReport {
             Some(Contact { peer_id: row.peer_id.clone(), age_ms: u64::try_from(age_ms).unwrap_or(u64::MAX) })
         })
         .collect();
-    ContactReport { contacts }
+    ContactReport { contacts, repin_stopped: core.repin.stopped().unwrap_or_default() }
 }

@@ -39,7 +39,7 @@ enum Command {
     Push { from: PeerId, metrics: Vec<Metric>, ping: Option<PingDetail>, reply: Reply<Result<(), MonitorError>> },
     Pulled { from: PeerId, reply: PullReply },
     Pull(Reply<PullReply>),
-    Contacts(Vec<(PeerId, Duration)>),
+    Contacts { ages: Vec<(PeerId, Duration)>, repin_stopped: String },
     Allocate { items: Vec<Item>, reply: Reply<Result<Vec<Outcome>, MonitorError>> },
     Latest { name: String, reply: Reply<Vec<Metric>> },
     Names(Reply<Vec<String>>),
@@ -96,9 +96,9 @@ impl Store {
         self.ask(Command::Pull).await
     }
 
-    /// Raft contacts, each with its age.
-    pub async fn contacts(&self, ages: Vec<(PeerId, Duration)>) -> Result<(), MonitorError> {
-        self.send(Command::Contacts(ages)).await
+    /// Raft contacts, each with its age; and why this peer, if it leads, has stopped to re-pin.
+    pub async fn contacts(&self, ages: Vec<(PeerId, Duration)>, repin_stopped: String) -> Result<(), MonitorError> {
+        self.send(Command::Contacts { ages, repin_stopped }).await
     }
 
     pub async fn allocate(&self, items: Vec<Item>) -> Result<Vec<Outcome>, MonitorError> {
@@ -201,7 +201,7 @@ impl Owner {
             Command::Pull(reply) => {
                 let _ = reply.send(self.known.pull(now));
             }
-            Command::Contacts(ages) => self.known.contacts(&ages, now),
+            Command::Contacts { ages, repin_stopped } => self.known.contacts(&ages, repin_stopped, now),
             Command::Allocate { items, reply } => {
                 let _ = reply.send(self.known.allocate(&items, now));
             }

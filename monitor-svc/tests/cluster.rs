@@ -243,7 +243,7 @@ async fn seed_g1_g5_a_peer_goes_and_comes_back() {
             async move { monitor.contacts(tokio_stream::wrappers::ReceiverStream::new(stream)).await.map(|_| ()) },
         );
     let contact = Contact { peer_id: peers[1].id.to_bytes(), age_ms: 100 };
-    reports.send(ContactReport { contacts: vec![contact] }).await.unwrap();
+    reports.send(ContactReport { contacts: vec![contact], ..ContactReport::default() }).await.unwrap();
     until("healthy by raft", || async { state(&peers).await == verdict::State::Healthy }).await;
     drop(reports);
     contacts.await.unwrap().unwrap();

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use self::board::Board;
+use self::plan::gate::Gate;
 use self::plan::judge::{Judge, Judgement, Rules, Scene};
 use crate::core::{Core, Leader};
 use crate::pinset::{ItemOutcome, Outcome};
@@ -49,6 +50,14 @@ impl Default for Shared {
 }
 
 impl Shared {
+    /// Why nothing moves, when so much is away that it is more likely the network's fault.
+    pub fn stopped(&self) -> Option<String> {
+        match &self.board.lock().gate {
+            Some(Gate::Stopped(why)) => Some(why.clone()),
+            Some(Gate::Open | Gate::Disabled | Gate::Paused | Gate::Waiting(_)) | None => None,
+        }
+    }
+
     fn judgement(&self) -> Arc<Judgement> {
         self.judgement.borrow().clone()
     }

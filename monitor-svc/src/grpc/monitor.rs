@@ -44,14 +44,14 @@ impl Monitor for MonitorService {
             let Ok(report) = next else {
                 return Err(Error::unavailable(format!("raft contacts: silent for {CONTACTS_SILENCE:?}")).into());
             };
-            let Some(ContactReport { contacts }) = report? else {
+            let Some(ContactReport { contacts, repin_stopped }) = report? else {
                 return Ok(Response::new(ContactsReply {}));
             };
             // A peer ID that makes no sense is nobody's contact.
             let ages = contacts.iter().filter_map(|contact| {
                 Some((peer_from_bytes(&contact.peer_id).ok()?, Duration::from_millis(contact.age_ms)))
             });
-            self.store.contacts(ages.collect()).await?;
+            self.store.contacts(ages.collect(), repin_stopped).await?;
         }
     }
 

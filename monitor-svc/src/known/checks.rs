@@ -1,6 +1,8 @@
 //! What is wrong with members now: pings that do not come, services and IPFS nodes that do not answer, metrics that are
 //! no longer renewed. Said on every check; `alerts` makes incidents of it.
 
+use std::time::Duration;
+
 use pinfold_common::PeerId;
 use pinfold_common::metric::{FREESPACE, PING, REPOSIZE};
 use pinfold_common::peerset::{PeerInfo, PeerState};
@@ -19,6 +21,10 @@ const FULL: &str = "full";
 const REFUSED: &str = "refused";
 /// It comes and goes (`fault:F13`).
 const FLAPPING: &str = "flapping";
+/// It leads, and has stopped to re-pin (protocols.md 6).
+const REPIN: &str = "repin";
+/// Its consensus has to go on saying so.
+const REPIN_FRESH: Duration = Duration::from_secs(10);
 /// In front of the name of a metric that is no longer renewed.
 const METRIC_PREFIX: &str = "metric ";
 
@@ -39,10 +45,22 @@ impl Known {
                 self.check_metrics(info, now);
             }
         }
+        self.check_repin(now);
         for (_, name, count) in states {
             metrics::gauge!("pinfold_monitor_peers", "state" => name).set(f64::from(count));
         }
         metrics::gauge!("pinfold_monitor_alerts_firing").set(self.alerts.firing_count() as f64);
+    }
+
+    /// This peer's own consensus says it, and others learn of it as of any incident.
+    fn check_repin(&mut self, now: Now) {
+        let own = self.rules.own;
+        let stopped = self.repin_stopped.as_ref().filter(|(_, said)| now.instant < *said + REPIN_FRESH);
+        let stopped = stopped.map(|(why, _)| {
+            let what = format!("re-pinning has stopped: {why}; it goes on when that clears, or with ctl repin resume");
+            (self.last_ping(&own, now), what)
+        });
+        self.tell(own, REPIN, stopped, now);
     }
 
     /// Whether its pings come. When they do not, nothing else is said of it: one incident, one alert.

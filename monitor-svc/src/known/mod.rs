@@ -88,6 +88,8 @@ pub struct Known {
     ledger: Ledger,
     heard: HashMap<PeerId, Heard>,
     refused: HashMap<PeerId, Refused>,
+    /// Why this peer, which leads, has stopped to re-pin, and when it last said so.
+    repin_stopped: Option<(String, Instant)>,
     /// The last leader that was known.
     leader: Option<PeerId>,
     alerts: Alerts,
@@ -103,6 +105,7 @@ impl Known {
             ledger: Ledger::new(now.instant),
             heard: HashMap::new(),
             refused: HashMap::new(),
+            repin_stopped: None,
             leader: None,
             alerts: Alerts::default(),
             view: Arc::new(View::default()),
@@ -270,8 +273,9 @@ impl Known {
         }
     }
 
-    /// When this peer's consensus last heard of each member over Raft.
-    pub fn contacts(&mut self, ages: &[(PeerId, Duration)], now: Now) {
+    /// When this peer's consensus last heard of each member over Raft; and why it has stopped to re-pin, if it has.
+    pub fn contacts(&mut self, ages: &[(PeerId, Duration)], repin_stopped: String, now: Now) {
+        self.repin_stopped = (!repin_stopped.is_empty()).then_some((repin_stopped, now.instant));
         for (peer, age) in ages {
             if let Some(heard) = now.instant.checked_sub(*age) {
                 self.liveness.contact(peer, heard);

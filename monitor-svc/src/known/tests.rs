@@ -305,9 +305,32 @@ fn seed_g1_g6_alerts_of_pings() {
     assert!(scene.firing().is_empty());
     // Its monitor crashed; Raft hears it.
     scene.pass(31);
-    scene.known.contacts(&[(scene.peers[1], Duration::from_secs(1))], scene.now);
+    scene.known.contacts(&[(scene.peers[1], Duration::from_secs(1))], String::new(), scene.now);
     scene.known.check(scene.now);
     assert_eq!(scene.firing(), ["no pings of p are heard; raft still hears it"]);
+}
+
+/// Goal: a stop of re-pinning is one alert, until the leader says that it goes on, or says nothing any more.
+#[test]
+fn a_stop_of_repinning_is_one_alert() {
+    let mut scene = scene(2);
+    let expected =
+        "re-pinning has stopped: 2 of 3 members are away; it goes on when that clears, or with ctl repin resume";
+    for resolved_by in ["its word", "its silence"] {
+        for _ in 0..3 {
+            scene.known.contacts(&[], "2 of 3 members are away".to_owned(), scene.now);
+            scene.known.check(scene.now);
+            assert_eq!(scene.firing(), [expected]);
+        }
+        match resolved_by {
+            "its word" => scene.known.contacts(&[], String::new(), scene.now),
+            _ => scene.pass(11),
+        }
+        scene.ping(1);
+        scene.known.check(scene.now);
+        assert!(scene.firing().is_empty(), "resolved by {resolved_by}");
+    }
+    assert_eq!(scene.known.alerts().newest_first().count(), 2, "one an incident");
 }
 
 /// Goal: a metric that is no longer renewed is told while the peer is alive (seed:G5), and only then.
