@@ -7,7 +7,7 @@ mod content;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_gateway::adder::{AddContext, AddParams, Allocation, Cluster, Input, add};
+use api_gateway::adder::{AddContext, AddParams, Allocation, Attributes, Cluster, Input, add};
 use bytes::Bytes;
 use content::Content;
 use futures::stream;
@@ -64,7 +64,7 @@ async fn a_gigabyte() {
         let mut content = Content::new(vector.seed);
         let data =
             (0..vector.bytes / PIECE_BYTES).map(move |_| Input::Data(Bytes::from(content.take(PIECE_BYTES as usize))));
-        let begin = [Input::File { path: "x".to_owned() }];
+        let begin = [Input::File { path: "x".to_owned(), attributes: Attributes::default() }];
         let input = stream::iter(begin.into_iter().chain(data).chain([Input::EndOfFile]).map(Ok));
         let params = AddParams {
             cid_version: vector.cid_version,

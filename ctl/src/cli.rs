@@ -372,7 +372,7 @@ pub struct Wait {
 
 #[derive(Clone, Debug, Args)]
 pub struct Add {
-    /// Files and folders; - reads from standard input
+    /// Files, folders, and URLs (http, https); - reads from standard input
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// Take folders with all that is in them
@@ -390,6 +390,12 @@ pub struct Add {
     /// Put everything into one folder
     #[arg(short, long)]
     pub wrap_with_directory: bool,
+    /// Keep the permissions of files and folders; their leaves are not raw then
+    #[arg(long)]
+    pub preserve_mode: bool,
+    /// Keep the times of files, folders and links; leaves are not raw then
+    #[arg(long)]
+    pub preserve_mtime: bool,
     /// Take files whose names begin with a dot
     #[arg(short = 'H', long)]
     pub hidden: bool,
@@ -405,7 +411,7 @@ pub struct Add {
     /// balanced or trickle
     #[arg(long, default_value = "balanced")]
     pub layout: String,
-    /// How files are cut: size-N
+    /// How files are cut: size-N, rabin, rabin-AVERAGE, rabin-MIN-AVERAGE-MAX, buzhash
     #[arg(long, default_value = "size-262144", value_name = "CHUNKER")]
     pub chunker: String,
     /// Leaves without a UnixFS envelope; the default for CID version 1

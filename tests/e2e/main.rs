@@ -1,5 +1,6 @@
 //! End to end: real processes, real disks, real TLS on loopback.
 
+mod adding;
 mod bad_inputs;
 mod failover;
 mod health;

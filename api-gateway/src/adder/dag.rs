@@ -7,6 +7,7 @@ use pinfold_common::Cid;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
+use super::Attributes;
 use super::params::CidFormat;
 
 pub(super) const RAW: u64 = 0x55;
@@ -84,11 +85,33 @@ pub(super) struct UnixFs {
     pub hash_type: Option<u64>,
     #[prost(uint64, optional, tag = "6")]
     pub fanout: Option<u64>,
+    /// Permissions as Unix has them: 0o7777 at most.
+    #[prost(uint32, optional, tag = "7")]
+    pub mode: Option<u32>,
+    #[prost(message, optional, tag = "8")]
+    pub mtime: Option<UnixTime>,
+}
+
+/// A time in UnixFS: nanoseconds are left out when there are none.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct UnixTime {
+    #[prost(int64, required, tag = "1")]
+    pub seconds: i64,
+    #[prost(fixed32, optional, tag = "2")]
+    pub nanoseconds: Option<u32>,
 }
 
 impl UnixFs {
     pub fn new(kind: UnixFsKind) -> UnixFs {
         UnixFs { kind: kind.number(), ..UnixFs::default() }
+    }
+
+    pub fn with(self, attributes: Attributes) -> UnixFs {
+        let mtime = attributes.mtime.map(|time| UnixTime {
+            seconds: time.seconds,
+            nanoseconds: Some(time.nanoseconds).filter(|nanoseconds| *nanoseconds > 0),
+        });
+        UnixFs { mode: attributes.mode, mtime, ..self }
     }
 }
 

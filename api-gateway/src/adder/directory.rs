@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use pinfold_common::{Error, Result};
 
+use super::Attributes;
 use super::dag::{Block, Link, Node, UnixFs, UnixFsKind, dag_pb_block};
 use super::murmur3::murmur3_x64_64;
 use super::params::CidFormat;
@@ -17,21 +18,32 @@ const MURMUR3: u64 = 0x22;
 const MAX_LEVELS: usize = 8;
 
 /// The directory of `links`, which are sorted by name and have no name twice.
-pub(super) fn directory(format: CidFormat, links: Vec<Link>, blocks: &mut Vec<Block>) -> Result<Node> {
+pub(super) fn directory(
+    format: CidFormat,
+    links: Vec<Link>,
+    attributes: Attributes,
+    blocks: &mut Vec<Block>,
+) -> Result<Node> {
     debug_assert!(links.is_sorted_by(|one, next| one.name.as_bytes() < next.name.as_bytes()));
     let estimate: usize = links.iter().map(|link| link.name.len() + link.cid.encoded_len()).sum();
     if estimate <= SHARDING_THRESHOLD_BYTES {
-        return Ok(close(format, &links, &UnixFs::new(UnixFsKind::Directory), blocks));
+        return Ok(close(format, &links, &UnixFs::new(UnixFsKind::Directory).with(attributes), blocks));
     }
     let mut hashed: Vec<(u64, Link)> =
         links.into_iter().map(|link| (murmur3_x64_64(link.name.as_bytes()), link)).collect();
     hashed.sort_by_key(|(hash, _)| *hash);
-    shard(format, hashed, 0, blocks)
+    shard(format, hashed, 0, attributes, blocks)
 }
 
 /// One node of the HAMT: entries that share the first `level` bytes of their hash, sorted by hash. An index that only
-/// one entry has is that entry; several go one level down.
-fn shard(format: CidFormat, hashed: Vec<(u64, Link)>, level: usize, blocks: &mut Vec<Block>) -> Result<Node> {
+/// one entry has is that entry; several go one level down. Attributes are those of the node at level 0 alone.
+fn shard(
+    format: CidFormat,
+    hashed: Vec<(u64, Link)>,
+    level: usize,
+    attributes: Attributes,
+    blocks: &mut Vec<Block>,
+) -> Result<Node> {
     if level == MAX_LEVELS {
         return Err(Error::invalid("sharded directory: two names have the same hash"));
     }
@@ -51,7 +63,7 @@ fn shard(format: CidFormat, hashed: Vec<(u64, Link)>, level: usize, blocks: &mut
                 Link { name: format!("{index:02X}{}", link.name), ..link }
             }
             _ => {
-                let child = shard(format, same, level + 1, blocks)?;
+                let child = shard(format, same, level + 1, Attributes::default(), blocks)?;
                 Link { name: format!("{index:02X}"), cid: child.cid, dag_bytes: child.dag_bytes }
             }
         });
@@ -63,7 +75,7 @@ fn shard(format: CidFormat, hashed: Vec<(u64, Link)>, level: usize, blocks: &mut
         fanout: Some(FANOUT as u64),
         ..UnixFs::new(UnixFsKind::HamtShard)
     };
-    Ok(close(format, &links, &unixfs, blocks))
+    Ok(close(format, &links, &unixfs.with(attributes), blocks))
 }
 
 /// The index of a hash at a level: its bytes from the most significant on.
@@ -71,9 +83,11 @@ fn index_at(hash: u64, level: usize) -> usize {
     usize::from(hash.to_be_bytes()[level])
 }
 
-pub(super) fn symlink(format: CidFormat, target: &str, blocks: &mut Vec<Block>) -> Node {
+/// Its mode is nobody's concern: that of what it leads to counts.
+pub(super) fn symlink(format: CidFormat, target: &str, attributes: Attributes, blocks: &mut Vec<Block>) -> Node {
     let data = Some(Bytes::copy_from_slice(target.as_bytes()));
-    close(format, &[], &UnixFs { data, ..UnixFs::new(UnixFsKind::Symlink) }, blocks)
+    let unixfs = UnixFs { data, ..UnixFs::new(UnixFsKind::Symlink) };
+    close(format, &[], &unixfs.with(Attributes { mode: None, ..attributes }), blocks)
 }
 
 fn close(format: CidFormat, links: &[Link], unixfs: &UnixFs, blocks: &mut Vec<Block>) -> Node {

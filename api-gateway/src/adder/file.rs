@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::Attributes;
 use super::dag::{Block, Link, Node, UnixFs, UnixFsKind, dag_pb_block, raw_block};
 use super::params::{CidFormat, Layout};
 
@@ -15,11 +16,15 @@ const TRICKLE_REPEAT: usize = 4;
 #[derive(Debug)]
 pub(super) struct FileBuilder {
     format: CidFormat,
+    /// Of the root alone.
+    attributes: Attributes,
     tree: Tree,
 }
 
 #[derive(Debug)]
 enum Tree {
+    /// The first chunk, for as long as it is the only one: its leaf may be the root.
+    BalancedStart { first: Option<Bytes> },
     /// Open nodes, the deepest first: level 0 takes leaves.
     Balanced { levels: Vec<OpenNode> },
     /// Open nodes, the root first; the last one takes leaves.
@@ -27,22 +32,29 @@ enum Tree {
 }
 
 impl FileBuilder {
-    pub fn new(format: CidFormat, layout: Layout) -> FileBuilder {
+    pub fn new(format: CidFormat, layout: Layout, attributes: Attributes) -> FileBuilder {
         let tree = match layout {
-            Layout::Balanced => Tree::Balanced { levels: vec![OpenNode::default()] },
+            Layout::Balanced => Tree::BalancedStart { first: None },
             Layout::Trickle => Tree::Trickle { path: vec![TrickleNode::root()] },
         };
-        FileBuilder { format, tree }
+        FileBuilder { format, attributes, tree }
     }
 
     pub fn push(&mut self, chunk: Bytes, blocks: &mut Vec<Block>) {
         match &mut self.tree {
-            Tree::Balanced { levels } => {
-                let leaf = leaf(self.format, UnixFsKind::File, chunk, blocks);
-                push_balanced(self.format, levels, leaf, blocks);
-            }
+            Tree::BalancedStart { first } => match first.take() {
+                None => *first = Some(chunk),
+                Some(earlier) => {
+                    let mut levels = vec![OpenNode::default()];
+                    for chunk in [earlier, chunk] {
+                        push_balanced(self.format, &mut levels, chunk, blocks);
+                    }
+                    self.tree = Tree::Balanced { levels };
+                }
+            },
+            Tree::Balanced { levels } => push_balanced(self.format, levels, chunk, blocks),
             Tree::Trickle { path } => {
-                let leaf = leaf(self.format, UnixFsKind::Raw, chunk, blocks);
+                let leaf = leaf(self.format, UnixFsKind::Raw, chunk, Attributes::default(), blocks);
                 open_trickle(self.format, path, blocks);
                 let last = path.last_mut().unwrap_or_else(|| unreachable!("a trickle tree has a root"));
                 last.node.push(leaf);
@@ -53,14 +65,19 @@ impl FileBuilder {
 
     /// The root; an empty file is one empty block.
     pub fn finish(self, blocks: &mut Vec<Block>) -> Node {
-        match self.tree {
-            Tree::Balanced { levels } => finish_balanced(self.format, levels, blocks),
-            Tree::Trickle { mut path } => loop {
-                let root = close_trickle(self.format, &mut path, blocks);
-                if let Some(root) = root {
-                    return root;
+        let FileBuilder { format, attributes, tree } = self;
+        match tree {
+            Tree::BalancedStart { first } => {
+                leaf(format, UnixFsKind::File, first.unwrap_or_default(), attributes, blocks)
+            }
+            Tree::Balanced { levels } => finish_balanced(format, levels, attributes, blocks),
+            Tree::Trickle { mut path } => {
+                while path.len() > 1 {
+                    close_trickle(format, &mut path, blocks);
                 }
-            },
+                let mut root = path.pop().unwrap_or_else(|| unreachable!("a trickle tree has a root"));
+                root.node.close(format, attributes, blocks)
+            }
         }
     }
 }
@@ -78,12 +95,12 @@ impl OpenNode {
         self.content_sizes.push(child.content_bytes);
     }
 
-    fn close(&mut self, format: CidFormat, blocks: &mut Vec<Block>) -> Node {
+    fn close(&mut self, format: CidFormat, attributes: Attributes, blocks: &mut Vec<Block>) -> Node {
         let children = std::mem::take(&mut self.children);
         let block_sizes = std::mem::take(&mut self.content_sizes);
         let content_bytes = block_sizes.iter().sum();
         let unixfs = UnixFs { file_size: Some(content_bytes), block_sizes, ..UnixFs::new(UnixFsKind::File) };
-        let block = dag_pb_block(format, &children, &unixfs);
+        let block = dag_pb_block(format, &children, &unixfs.with(attributes));
         let dag_bytes = block.data.len() as u64 + children.iter().map(|child| child.dag_bytes).sum::<u64>();
         let node = Node { cid: block.cid, content_bytes, dag_bytes };
         blocks.push(block);
@@ -92,57 +109,56 @@ impl OpenNode {
 }
 
 /// `kind` is what Kubo writes into leaves that are not raw blocks: File in balanced trees, Raw in trickle trees.
-fn leaf(format: CidFormat, kind: UnixFsKind, chunk: Bytes, blocks: &mut Vec<Block>) -> Node {
+fn leaf(format: CidFormat, kind: UnixFsKind, chunk: Bytes, attributes: Attributes, blocks: &mut Vec<Block>) -> Node {
     let content_bytes = chunk.len() as u64;
     let block = if format.raw_leaves {
         raw_block(format, chunk)
     } else {
         let data = Some(chunk).filter(|data| !data.is_empty());
-        dag_pb_block(format, &[], &UnixFs { data, file_size: Some(content_bytes), ..UnixFs::new(kind) })
+        let unixfs = UnixFs { data, file_size: Some(content_bytes), ..UnixFs::new(kind) };
+        dag_pb_block(format, &[], &unixfs.with(attributes))
     };
     let node = Node { cid: block.cid, content_bytes, dag_bytes: block.data.len() as u64 };
     blocks.push(block);
     node
 }
 
-/// Adds a node at the bottom; each level that is full becomes one node of the level above.
-fn push_balanced(format: CidFormat, levels: &mut Vec<OpenNode>, leaf: Node, blocks: &mut Vec<Block>) {
-    let mut rising = leaf;
-    for level in levels.iter_mut() {
-        level.push(rising);
-        if level.children.len() < MAX_LINKS {
-            return;
-        }
-        rising = level.close(format, blocks);
-    }
-    let mut top = OpenNode::default();
-    top.push(rising);
-    levels.push(top);
+/// Adds a leaf at the bottom.
+fn push_balanced(format: CidFormat, levels: &mut Vec<OpenNode>, chunk: Bytes, blocks: &mut Vec<Block>) {
+    make_room(format, levels, 0, blocks);
+    let leaf = leaf(format, UnixFsKind::File, chunk, Attributes::default(), blocks);
+    levels[0].push(leaf);
 }
 
-fn finish_balanced(format: CidFormat, mut levels: Vec<OpenNode>, blocks: &mut Vec<Block>) -> Node {
-    let mut rising: Option<Node> = None;
-    let count = levels.len();
-    for (depth, level) in levels.iter_mut().enumerate() {
-        if let Some(node) = rising.take() {
-            level.push(node);
-        }
-        let is_top = depth + 1 == count;
-        match (level.children.len(), is_top) {
-            (0, _) => {}
-            // A root with a single child is that child.
-            (1, true) => rising = Some(only_child(level)),
-            (1.., _) => rising = Some(level.close(format, blocks)),
-        }
+/// A level that is full becomes one node of the level above, but not before something is to come after it: until then it
+/// may be the root.
+fn make_room(format: CidFormat, levels: &mut Vec<OpenNode>, depth: usize, blocks: &mut Vec<Block>) {
+    if depth == levels.len() {
+        levels.push(OpenNode::default());
     }
-    rising.unwrap_or_else(|| leaf(format, UnixFsKind::File, Bytes::new(), blocks))
+    if levels[depth].children.len() < MAX_LINKS {
+        return;
+    }
+    make_room(format, levels, depth + 1, blocks);
+    let node = levels[depth].close(format, Attributes::default(), blocks);
+    levels[depth + 1].push(node);
 }
 
-fn only_child(level: &mut OpenNode) -> Node {
-    match (level.children.pop(), level.content_sizes.pop()) {
-        (Some(child), Some(content_bytes)) => Node { cid: child.cid, content_bytes, dag_bytes: child.dag_bytes },
-        (None, _) | (_, None) => unreachable!("the level has one child"),
+/// Of at least two leaves: the lowest level has one, and so all above it get a child.
+fn finish_balanced(
+    format: CidFormat,
+    mut levels: Vec<OpenNode>,
+    attributes: Attributes,
+    blocks: &mut Vec<Block>,
+) -> Node {
+    let mut depth = 0;
+    while depth + 1 < levels.len() {
+        make_room(format, &mut levels, depth + 1, blocks);
+        let node = levels[depth].close(format, Attributes::default(), blocks);
+        levels[depth + 1].push(node);
+        depth += 1;
     }
+    levels[depth].close(format, attributes, blocks)
 }
 
 /// A node first takes leaves, then sub-trees: `TRICKLE_REPEAT` of depth 1, as many of depth 2, and so on.
@@ -184,16 +200,11 @@ fn open_trickle(format: CidFormat, path: &mut Vec<TrickleNode>, blocks: &mut Vec
     }
 }
 
-/// Closes the last open node into its parent; the root is returned instead.
-fn close_trickle(format: CidFormat, path: &mut Vec<TrickleNode>, blocks: &mut Vec<Block>) -> Option<Node> {
-    let mut closing = path.pop()?;
-    let node = closing.node.close(format, blocks);
-    match path.last_mut() {
-        Some(parent) => {
-            parent.node.push(node);
-            parent.subtrees += 1;
-            None
-        }
-        None => Some(node),
-    }
+/// Closes the last open node, which is not the root, into its parent.
+fn close_trickle(format: CidFormat, path: &mut Vec<TrickleNode>, blocks: &mut Vec<Block>) {
+    let (Some(mut closing), Some(parent)) = (path.pop(), path.last_mut()) else {
+        unreachable!("the root of a trickle tree has no bound");
+    };
+    parent.node.push(closing.node.close(format, Attributes::default(), blocks));
+    parent.subtrees += 1;
 }

@@ -16,7 +16,7 @@ use super::file::FileBuilder;
 use super::params::CidFormat;
 use super::tree::{Children, Entry, Tree, parse_path};
 use super::upload::Upload;
-use super::{AddParams, Event, Input};
+use super::{AddParams, Attributes, Event, Input};
 
 /// A client that sends nothing for this long has left.
 const INPUT_DEADLINE: Duration = Duration::from_secs(300);
@@ -51,9 +51,9 @@ where
         Importer { params, format, tree: Tree::default(), file: None, root: None, blocks: Vec::new(), upload };
     while let Some(next) = next_input(input).await? {
         match next {
-            Input::Directory { path } => importer.directory(&path).await?,
-            Input::File { path } => importer.begin_file(path).await?,
-            Input::Symlink { path, target } => importer.symlink(path, &target).await?,
+            Input::Directory { path, attributes } => importer.directory(&path, attributes).await?,
+            Input::File { path, attributes } => importer.begin_file(path, attributes).await?,
+            Input::Symlink { path, target, attributes } => importer.symlink(path, &target, attributes).await?,
             Input::Data(data) => importer.data(&data).await?,
             Input::EndOfFile => importer.end_file().await?,
         }
@@ -83,7 +83,7 @@ struct OpenFile {
 }
 
 impl Importer<'_, '_> {
-    async fn directory(&mut self, path: &str) -> Result<()> {
+    async fn directory(&mut self, path: &str, attributes: Attributes) -> Result<()> {
         let names = self.entry_names(path)?;
         if path.is_empty() {
             return Err(Error::invalid("add: a directory without a name"));
@@ -91,14 +91,14 @@ impl Importer<'_, '_> {
         if !self.params.wrap_with_directory && !self.tree.takes_directory(&names) {
             self.finish_top().await?;
         }
-        self.tree.make_directory(&names).map_err(|error| error.context(shorten(path)))
+        self.tree.make_directory(&names, self.params.kept(attributes)).map_err(|error| error.context(shorten(path)))
     }
 
-    async fn begin_file(&mut self, path: String) -> Result<()> {
+    async fn begin_file(&mut self, path: String, attributes: Attributes) -> Result<()> {
         let names = self.entry_names(&path)?;
         self.make_room(&names).await?;
         let splitter = Splitter::new(self.params.chunker);
-        let builder = FileBuilder::new(self.format, self.params.layout);
+        let builder = FileBuilder::new(self.format, self.params.layout, self.params.kept(attributes));
         self.file = Some(OpenFile { path, names, splitter, builder, bytes: 0 });
         Ok(())
     }
@@ -139,14 +139,14 @@ impl Importer<'_, '_> {
         self.place(file.path, &file.names, node).await
     }
 
-    async fn symlink(&mut self, path: String, target: &str) -> Result<()> {
+    async fn symlink(&mut self, path: String, target: &str, attributes: Attributes) -> Result<()> {
         let names = self.entry_names(&path)?;
         if target.len() > MAX_TARGET_BYTES {
             let message = format!("{}: symlink target over {MAX_TARGET_BYTES} bytes", shorten(&path));
             return Err(Error::invalid(message));
         }
         self.make_room(&names).await?;
-        let node = symlink(self.format, target, &mut self.blocks);
+        let node = symlink(self.format, target, self.params.kept(attributes), &mut self.blocks);
         self.upload.put_all(&mut self.blocks).await?;
         self.place(path, &names, node).await
     }
@@ -179,26 +179,27 @@ impl Importer<'_, '_> {
         match top {
             None => {}
             Some((_, Entry::Done(node))) => self.root = Some(node.cid),
-            Some((name, Entry::Directory(children))) => {
-                self.root = Some(self.finish_directories(name, children).await?.cid);
+            Some((name, Entry::Directory { children, attributes })) => {
+                self.root = Some(self.finish_directories(name, children, attributes).await?.cid);
             }
         }
         Ok(())
     }
 
     /// Makes a directory and all below it, children first.
-    async fn finish_directories(&mut self, name: String, children: Children) -> Result<Node> {
+    async fn finish_directories(&mut self, name: String, children: Children, attributes: Attributes) -> Result<Node> {
         let mut above: Vec<OpenDirectory> = Vec::new();
-        let mut here = OpenDirectory::new(name.clone(), name, children);
+        let mut here = OpenDirectory::new(name.clone(), name, children, attributes);
         loop {
             match here.pending.next() {
                 Some((name, Entry::Done(node))) => here.add(name, &node),
-                Some((name, Entry::Directory(children))) => {
+                Some((name, Entry::Directory { children, attributes })) => {
                     let path = join(&here.path, &name);
-                    above.push(std::mem::replace(&mut here, OpenDirectory::new(path, name, children)));
+                    let inner = OpenDirectory::new(path, name, children, attributes);
+                    above.push(std::mem::replace(&mut here, inner));
                 }
                 None => {
-                    let node = directory(self.format, here.links, &mut self.blocks)
+                    let node = directory(self.format, here.links, here.attributes, &mut self.blocks)
                         .map_err(|error| error.context(shorten(&here.path)))?;
                     self.upload.put_all(&mut self.blocks).await?;
                     self.upload.added(here.path, &node).await?;
@@ -219,7 +220,7 @@ impl Importer<'_, '_> {
         }
         if self.params.wrap_with_directory {
             let children = std::mem::take(&mut self.tree).into_children();
-            return Ok(self.finish_directories(String::new(), children).await?.cid);
+            return Ok(self.finish_directories(String::new(), children, Attributes::default()).await?.cid);
         }
         self.finish_top().await?;
         self.root.ok_or_else(|| Error::invalid("add: nothing to add"))
@@ -232,12 +233,13 @@ struct OpenDirectory {
     name: String,
     pending: btree_map::IntoIter<String, Entry>,
     links: Vec<Link>,
+    attributes: Attributes,
 }
 
 impl OpenDirectory {
-    fn new(path: String, name: String, children: Children) -> OpenDirectory {
+    fn new(path: String, name: String, children: Children, attributes: Attributes) -> OpenDirectory {
         let links = Vec::with_capacity(children.len());
-        OpenDirectory { path, name, pending: children.into_iter(), links }
+        OpenDirectory { path, name, pending: children.into_iter(), links, attributes }
     }
 
     fn add(&mut self, name: String, node: &Node) {

@@ -1,6 +1,7 @@
 //! Adding content (beh:B19): splits an upload into blocks exactly as Kubo does, sends them to the peers that will hold
 //! it, and pins the root. Owns nothing beyond one upload; never writes to disk, never decides who gets a copy (consensus
-//! does), never talks to an IPFS node (the connectors do). Experimental sharding (beh:B19.6) is left out.
+//! does), never talks to an IPFS node (the connectors do). Experimental sharding (beh:B19.6) is left out
+//! (docs/adding.md).
 
 mod car;
 mod chunker;
@@ -37,17 +38,42 @@ use self::upload::Upload;
 pub enum Input {
     Directory {
         path: String,
+        attributes: Attributes,
     },
     File {
         path: String,
+        attributes: Attributes,
     },
+    /// Kubo keeps no mode of it.
     Symlink {
         path: String,
         target: String,
+        attributes: Attributes,
     },
     /// Of the file that was begun last.
     Data(Bytes),
     EndOfFile,
+}
+
+/// What is kept of an entry beside its content, when the upload asks for that (`AddParams::preserve_mode`,
+/// `preserve_mtime`). Neither: UnixFS as it was before version 1.5.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permissions as Unix has them, 1 to 0o7777.
+    pub mode: Option<u32>,
+    pub mtime: Option<Mtime>,
+}
+
+/// The largest mode.
+pub const MAX_MODE: u32 = 0o7777;
+/// Of a second; one more is the next one.
+pub const MAX_NANOSECONDS: u32 = 999_999_999;
+
+/// Seconds since 1970, and nanoseconds below 1,000,000,000 after them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtime {
+    pub seconds: i64,
+    pub nanoseconds: u32,
 }
 
 /// What the client is told on the way.

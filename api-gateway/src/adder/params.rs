@@ -5,6 +5,7 @@ use multihash_codetable::Code;
 use pinfold_common::pin::PinOptions;
 use pinfold_common::{Error, PeerId, Result};
 
+use super::Attributes;
 use super::chunker::Chunker;
 
 /// How the leaves of a file are joined into a tree.
@@ -32,7 +33,7 @@ pub enum Format {
     /// Files and directories, imported as UnixFS.
     #[default]
     Unixfs,
-    /// One CARv1 file with ready-made blocks.
+    /// One CAR file (version 1, or 2 around it) with ready-made blocks.
     Car,
 }
 
@@ -59,6 +60,9 @@ pub struct AddParams {
     /// A multihash name; case does not matter; empty means sha2-256.
     pub hash: String,
     pub wrap_with_directory: bool,
+    /// Attributes of entries are kept; without, they are not even when the client sends them, as in Kubo.
+    pub preserve_mode: bool,
+    pub preserve_mtime: bool,
     pub no_pin: bool,
     /// Blocks go to this peer only; the other allocations fetch them later (beh:B19.4).
     pub local: bool,
@@ -80,6 +84,8 @@ impl Default for AddParams {
             cid_version: 0,
             hash: DEFAULT_HASH.to_owned(),
             wrap_with_directory: false,
+            preserve_mode: false,
+            preserve_mtime: false,
             no_pin: false,
             local: false,
             progress: false,
@@ -112,12 +118,27 @@ impl AddParams {
         if version == cid::Version::V0 && hash != Code::Sha2_256 {
             return Err(Error::invalid(format!("bad CID Version: 0 allows {DEFAULT_HASH} only, not {}", self.hash)));
         }
-        Ok(CidFormat { version, hash, raw_leaves: self.raw_leaves.unwrap_or(version == cid::Version::V1) })
+        // A raw block has no room for them.
+        let keeps_attributes = self.preserve_mode || self.preserve_mtime;
+        if keeps_attributes && self.raw_leaves == Some(true) {
+            let message = "raw-leaves can't be used with UnixFS metadata like mode or modification time";
+            return Err(Error::invalid(message));
+        }
+        let raw_leaves = self.raw_leaves.unwrap_or(version == cid::Version::V1 && !keeps_attributes);
+        Ok(CidFormat { version, hash, raw_leaves })
+    }
+
+    /// Those that this upload keeps.
+    pub(super) fn kept(&self, attributes: Attributes) -> Attributes {
+        Attributes {
+            mode: attributes.mode.filter(|mode| self.preserve_mode && *mode > 0),
+            mtime: attributes.mtime.filter(|_| self.preserve_mtime),
+        }
     }
 }
 
 /// The hash functions that Kubo accepts in a CID and our library has (not sha1: the library keeps it out of its table).
-/// A digest under 20 bytes is never one of them.
+/// Neither are keccak-224 and keccak-384, which no Kubo can compute. A digest under 20 bytes is never one of them.
 fn hash_of_name(name: &str) -> Result<Code> {
     match name.to_lowercase().as_str() {
         "" | DEFAULT_HASH => Ok(Code::Sha2_256),
@@ -126,9 +147,7 @@ fn hash_of_name(name: &str) -> Result<Code> {
         "sha3-224" => Ok(Code::Sha3_224),
         "sha3-256" => Ok(Code::Sha3_256),
         "sha3-384" => Ok(Code::Sha3_384),
-        "keccak-224" => Ok(Code::Keccak224),
         "keccak-256" => Ok(Code::Keccak256),
-        "keccak-384" => Ok(Code::Keccak384),
         "keccak-512" => Ok(Code::Keccak512),
         "blake2b-256" => Ok(Code::Blake2b256),
         "blake2b-512" => Ok(Code::Blake2b512),
@@ -154,6 +173,9 @@ mod tests {
         );
         let plain = AddParams { raw_leaves: Some(false), ..v1 };
         assert!(!plain.cid_format().unwrap().raw_leaves);
+        let with_times = AddParams { cid_version: 1, preserve_mtime: true, ..AddParams::default() };
+        assert!(!with_times.cid_format().unwrap().raw_leaves);
+        assert!(AddParams { raw_leaves: Some(true), ..with_times }.cid_format().is_err());
         for (version, hash) in [(0, "blake3"), (7, "sha2-256"), (1, "identity"), (1, "nothing")] {
             let bad = AddParams { cid_version: version, hash: hash.to_owned(), ..AddParams::default() };
             assert!(bad.cid_format().is_err(), "{version} {hash}");

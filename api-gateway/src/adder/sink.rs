@@ -113,16 +113,18 @@ impl Sink {
         if self.destinations.is_empty() { Err(self.all_failed()) } else { Ok(()) }
     }
 
-    /// The original's text, with the reasons behind it. The code is theirs when they agree, so that a full disk is told.
+    /// The original's text, with the reasons behind it.
     fn all_failed(&self) -> Error {
-        let first = self.failed.first().map(|(_, error)| error.code);
-        let code = first.filter(|code| self.failed.iter().all(|(_, error)| error.code == *code));
-        let reasons: Vec<String> = self.failed.iter().map(|(peer, error)| format!("{peer}: {error}")).collect();
-        Error::new(
-            code.unwrap_or(Code::Unavailable),
-            format!("failed to put block on all destinations: {}", reasons.join("; ")),
-        )
+        reasons(&self.failed).context("failed to put block on all destinations")
     }
+}
+
+/// Why destinations failed, in one error. The code is theirs when they agree, so that a full disk is told.
+pub(super) fn reasons(failed: &[(PeerId, Error)]) -> Error {
+    let first = failed.first().map(|(_, error)| error.code);
+    let code = first.filter(|code| failed.iter().all(|(_, error)| error.code == *code));
+    let reasons: Vec<String> = failed.iter().map(|(peer, error)| format!("{peer}: {error}")).collect();
+    Error::new(code.unwrap_or(Code::Unavailable), reasons.join("; "))
 }
 
 impl Destination {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pinfold_common::{Error, Result};
 
+use super::Attributes;
 use super::dag::Node;
 
 const MAX_PATH_BYTES: usize = 4096;
@@ -17,7 +18,7 @@ pub(super) type Children = BTreeMap<String, Entry>;
 #[derive(Debug)]
 pub(super) enum Entry {
     Done(Node),
-    Directory(Children),
+    Directory { children: Children, attributes: Attributes },
 }
 
 /// What is under the top entry that is open, or under the wrapping directory.
@@ -52,7 +53,7 @@ impl Tree {
 
     pub fn takes_directory(&self, names: &[String]) -> bool {
         match self.children.get(&names[0]) {
-            Some(Entry::Directory(_)) => true,
+            Some(Entry::Directory { .. }) => true,
             Some(Entry::Done(_)) => false,
             None => self.children.is_empty(),
         }
@@ -71,9 +72,14 @@ impl Tree {
         self.count()
     }
 
-    /// Adds a directory and those above it, if they are not there.
-    pub fn make_directory(&mut self, names: &[String]) -> Result<()> {
-        self.directory(names).map(drop)
+    /// Adds a directory and those above it, if they are not there. Those above have no attributes unless they came first.
+    pub fn make_directory(&mut self, names: &[String], given: Attributes) -> Result<()> {
+        let Some((name, above)) = names.split_last() else { return Ok(()) };
+        self.directory(names)?;
+        if let Some(Entry::Directory { attributes, .. }) = self.directory(above)?.get_mut(name) {
+            *attributes = given;
+        }
+        Ok(())
     }
 
     fn directory(&mut self, names: &[String]) -> Result<&mut Children> {
@@ -82,10 +88,10 @@ impl Tree {
         for name in names {
             let entry = here.entry(name.clone()).or_insert_with(|| {
                 made += 1;
-                Entry::Directory(Children::new())
+                Entry::Directory { children: Children::new(), attributes: Attributes::default() }
             });
             here = match entry {
-                Entry::Directory(children) => children,
+                Entry::Directory { children, .. } => children,
                 Entry::Done(_) => return Err(Error::invalid("add: the upload has a file where it has a directory")),
             };
         }

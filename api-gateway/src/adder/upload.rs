@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::cluster::Allocation;
 use super::dag::{Block, Node, is_identity};
-use super::sink::Sink;
+use super::sink::{self, Sink};
 use super::{AddContext, AddParams, Done, Event};
 
 /// A client that takes no event for this long has left.
@@ -99,6 +99,7 @@ impl<'a> Upload<'a> {
         };
         let options = PinOptions { pin_update: None, ..self.params.pin.clone() };
         let failed = sink.finish().await?;
+        plan.check_copies(&failed)?;
         let allocations = plan.allocations(&failed.iter().map(|(peer, _)| *peer).collect::<Vec<_>>());
         let failed = failed.into_iter().map(|(peer, error)| (peer, error.message)).collect();
         if self.params.no_pin {
@@ -140,17 +141,24 @@ impl Plan {
         }
     }
 
-    /// What the pin is preset with: the holders that did not fail. Should these be fewer than the minimum, failed ones
-    /// fill up to it: they are left to fetch the blocks (beh:B19.9).
+    /// An upload succeeds with the minimum of copies or not at all. Where only this peer is sent the blocks, and where
+    /// everybody is to hold them, one copy is enough: the others fetch.
+    fn check_copies(&self, failed: &[(PeerId, Error)]) -> Result<()> {
+        let needed = if self.everywhere { 1 } else { self.min.min(self.destinations.len()) };
+        let stored = self.destinations.len() - failed.len();
+        if stored >= needed {
+            return Ok(());
+        }
+        let what = format!("failed to put blocks on enough destinations: {stored} have them, {needed} are needed");
+        Err(sink::reasons(failed).context(what))
+    }
+
+    /// What the pin is preset with: the holders that did not fail (beh:B19.9).
     fn allocations(&self, failed: &[PeerId]) -> Vec<PeerId> {
         if self.everywhere {
             return Vec::new();
         }
-        let (missed, mut kept): (Vec<PeerId>, Vec<PeerId>) =
-            self.holders.iter().partition(|peer| failed.contains(peer));
-        let lacking = self.min.saturating_sub(kept.len());
-        kept.extend(missed.into_iter().take(lacking));
-        kept
+        self.holders.iter().filter(|peer| !failed.contains(peer)).copied().collect()
     }
 }
 
@@ -171,17 +179,26 @@ mod tests {
         Allocation { peers: peers.to_vec(), everywhere: min < 0, replication_factor_min: min }
     }
 
-    /// Goal: a failed destination leaves the allocations only as far as the minimum allows.
+    /// Goal: a failed destination leaves the allocations, and the upload fails below the minimum of copies, with the
+    /// code that the failures have in common.
     #[test]
     fn failed_destinations_and_the_minimum() {
         let peers: Vec<PeerId> = (0..3).map(|_| PeerId::random()).collect();
+        let full = |peer: &PeerId| (*peer, Error::new(Code::StorageFull, "the disk is full"));
         let two = Plan::everyone(allocation(&peers, 2));
         assert_eq!(two.allocations(&[]), peers);
         assert_eq!(two.allocations(&[peers[0]]), [peers[1], peers[2]]);
-        assert_eq!(two.allocations(&[peers[0], peers[2]]), [peers[1], peers[0]]);
+        assert!(two.check_copies(&[full(&peers[0])]).is_ok());
+        let error = two.check_copies(&[full(&peers[0]), full(&peers[2])]).unwrap_err();
+        assert_eq!(error.code, Code::StorageFull);
+        assert!(error.message.contains("1 have them, 2 are needed"), "{error}");
+        let mixed = [full(&peers[0]), (peers[1], Error::unavailable("away"))];
+        assert_eq!(two.check_copies(&mixed).unwrap_err().code, Code::Unavailable);
         let everywhere = Plan::everyone(allocation(&peers, -1));
         assert_eq!(everywhere.destinations, peers);
         assert!(everywhere.allocations(&[peers[0]]).is_empty());
+        assert!(everywhere.check_copies(&[full(&peers[0]), full(&peers[1])]).is_ok());
+        assert!(Plan::local(allocation(&peers, 2), peers[0]).check_copies(&[]).is_ok());
     }
 
     /// Goal: a local add forces this peer into the allocations in place of the last, once (beh:B19.4).

@@ -17,7 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::adder::{self, AddContext, AddParams, Chunker, Done, Event, Format, Input, Layout};
+use crate::adder::{
+    self, AddContext, AddParams, Attributes, Chunker, Done, Event, Format, Input, Layout, MAX_MODE, MAX_NANOSECONDS,
+    Mtime,
+};
 use crate::cluster::Cluster;
 use crate::rest::clean_name;
 
@@ -120,6 +123,8 @@ fn params(options: api::AddOptions) -> Result<AddParams> {
         cid_version: options.cid_version,
         hash: options.hash,
         wrap_with_directory: options.wrap_with_directory,
+        preserve_mode: options.preserve_mode,
+        preserve_mtime: options.preserve_mtime,
         no_pin: options.no_pin,
         local: options.local,
         progress: options.progress,
@@ -200,10 +205,11 @@ fn steps_of(part: Part, file: &mut OpenFile) -> Result<Vec<Input>> {
         Part::Data(data) => Ok(vec![Input::Data(data)]),
         Part::Entry(entry) => {
             let path = clean_name(&entry.path)?;
+            let attributes = attributes(&entry)?;
             let begin = match entry::Kind::try_from(entry.kind) {
-                Ok(entry::Kind::File) => Input::File { path },
-                Ok(entry::Kind::Directory) => Input::Directory { path },
-                Ok(entry::Kind::Symlink) => Input::Symlink { path, target: entry.symlink_target },
+                Ok(entry::Kind::File) => Input::File { path, attributes },
+                Ok(entry::Kind::Directory) => Input::Directory { path, attributes },
+                Ok(entry::Kind::Symlink) => Input::Symlink { path, target: entry.symlink_target, attributes },
                 Err(_) => return Err(Error::invalid(format!("kind: {} is not known", entry.kind))),
             };
             let steps = file.close().into_iter().chain([begin]).collect();
@@ -213,6 +219,17 @@ fn steps_of(part: Part, file: &mut OpenFile) -> Result<Vec<Input>> {
             Ok(steps)
         }
     }
+}
+
+fn attributes(entry: &api::Entry) -> Result<Attributes> {
+    if entry.mode > MAX_MODE {
+        return Err(Error::invalid(format!("mode: {:o}, at most {MAX_MODE:o}", entry.mode)));
+    }
+    let mtime = entry.mtime.map(|time| Mtime { seconds: time.seconds, nanoseconds: time.nanoseconds });
+    if let Some(time) = mtime.filter(|time| time.nanoseconds > MAX_NANOSECONDS) {
+        return Err(Error::invalid(format!("mtime: {} nanoseconds, at most {MAX_NANOSECONDS}", time.nanoseconds)));
+    }
+    Ok(Attributes { mode: Some(entry.mode).filter(|mode| *mode > 0), mtime })
 }
 
 #[cfg(test)]
@@ -242,5 +259,19 @@ mod tests {
         assert!(steps_of(Part::Data("x".into()), &mut file).is_err());
         assert!(steps_of(entry("../x", entry::Kind::File), &mut file).is_err());
         assert!(file.close().is_none());
+    }
+
+    /// Goal: mode and time are within their bounds or refused by name; none is none.
+    #[test]
+    fn attributes_of_entries() {
+        let of = |mode, nanoseconds| {
+            let mtime = Some(api::Mtime { seconds: -1, nanoseconds });
+            attributes(&api::Entry { mode, mtime, ..api::Entry::default() }).map_err(|error| error.message)
+        };
+        let told = Attributes { mode: Some(0o640), mtime: Some(Mtime { seconds: -1, nanoseconds: 999_999_999 }) };
+        assert_eq!(of(0o640, 999_999_999), Ok(told));
+        assert!(of(0o10000, 0).unwrap_err().starts_with("mode: "));
+        assert!(of(0, 1_000_000_000).unwrap_err().starts_with("mtime: "));
+        assert_eq!(attributes(&api::Entry::default()), Ok(Attributes::default()));
     }
 }

@@ -91,7 +91,9 @@ impl Call<'_> {
         let options = options::parse(query, Timestamp::now())?;
         // Without a size it fails in the original too, and in the same words (see `add`).
         if query.flag("shard", false)? && options.pin.shard_size_bytes > 0 {
-            return Err(Error::invalid("parameter shard invalid: sharding is not supported"));
+            return Err(Error::invalid(
+                "parameter shard invalid: shards are not made: no pin of an IPFS node keeps a part of a DAG",
+            ));
         }
         Ok(AddParams {
             layout,
@@ -101,6 +103,8 @@ impl Call<'_> {
             cid_version: u32::try_from(cid_version).unwrap_or(u32::MAX),
             hash: query.get("hash").to_owned(),
             wrap_with_directory: query.flag("wrap-with-directory", false)?,
+            preserve_mode: query.flag("preserve-mode", false)?,
+            preserve_mtime: query.flag("preserve-mtime", false)?,
             no_pin: query.flag("no-pin", false)?,
             local: query.flag("local", false)?,
             progress: query.flag("progress", false)?,

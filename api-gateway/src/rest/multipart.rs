@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::query::{Plus, unescape};
-use crate::adder::Input;
+use crate::adder::{Attributes, Input, MAX_NANOSECONDS, Mtime};
 
 /// A client that sends nothing of its upload for this long is gone (`attack:MP2`).
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
@@ -101,18 +101,19 @@ async fn read(
             tracing::debug!("ignore the source path of a part: files are never read from this machine");
         }
         let path = name_of(field.file_name().unwrap_or_default())?;
+        let attributes = attributes_of(field.name().unwrap_or_default())?;
         let kind = field.content_type().map_or("", |kind| kind.essence_str()).to_owned();
         match kind.as_str() {
-            "application/x-directory" => send(steps, Input::Directory { path }).await?,
+            "application/x-directory" => send(steps, Input::Directory { path, attributes }).await?,
             "application/symlink" => {
                 let target = read_target(&mut field).await?;
-                send(steps, Input::Symlink { path, target }).await?;
+                send(steps, Input::Symlink { path, target, attributes }).await?;
             }
             kind if kind.starts_with("multipart/") => {
                 return Err(Error::invalid("a multipart within a multipart is not supported").into());
             }
             _ => {
-                send(steps, Input::File { path }).await?;
+                send(steps, Input::File { path, attributes }).await?;
                 while let Some(data) = soon(field.chunk()).await? {
                     send(steps, Input::Data(data)).await?;
                 }
@@ -161,6 +162,34 @@ fn name_of(file_name: &str) -> Result<String> {
     clean_name(&name)
 }
 
+/// `file?mode=0644&mtime=1700000000&mtime-nsecs=5`, as Kubo's clients name a part: what stands behind the question mark.
+fn attributes_of(field_name: &str) -> Result<Attributes> {
+    let mut attributes = Attributes::default();
+    let Some((_, query)) = field_name.split_once('?') else { return Ok(attributes) };
+    let (mut seconds, mut nanoseconds) = (None, 0);
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        let bad = |_| Error::invalid(format!("{key} of a part: {:?} is not one", pinfold_common::ids::shorten(value)));
+        match key {
+            "mode" => attributes.mode = Some(unix_mode(u32::from_str_radix(value, 8).map_err(bad)?)),
+            "mtime" => seconds = Some(value.parse::<i64>().map_err(bad)?),
+            "mtime-nsecs" => nanoseconds = value.parse::<u32>().map_err(bad)?,
+            _ => {}
+        }
+    }
+    if nanoseconds > MAX_NANOSECONDS {
+        return Err(Error::invalid(format!("mtime-nsecs of a part: {nanoseconds}, at most {MAX_NANOSECONDS}")));
+    }
+    attributes.mtime = seconds.map(|seconds| Mtime { seconds, nanoseconds });
+    Ok(attributes)
+}
+
+/// Kubo's clients send the mode as Go has it, whose bits above the permissions are elsewhere than Unix's.
+fn unix_mode(go_mode: u32) -> u32 {
+    const GO_SETUID_SETGID_STICKY: [(u32, u32); 3] = [(1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000)];
+    let above = GO_SETUID_SETGID_STICKY.iter().filter(|(go, _)| go_mode & go != 0).map(|(_, unix)| unix);
+    go_mode & 0o777 | above.sum::<u32>()
+}
+
 /// A relative path without empty and `.` parts. `..` and absolute paths are refused: they mean nothing in a DAG
 /// (`attack:MP3`).
 pub fn clean_name(name: &str) -> Result<String> {
@@ -204,18 +233,20 @@ mod tests {
     #[tokio::test]
     async fn parts_become_steps() {
         let steps = steps_of(
-            "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a%2Fb+c.txt\"\n\nhello\n\
+            "--B\nContent-Disposition: form-data; name=\"file?mode=0644&mtime=-5&mtime-nsecs=7\"; filename=\"a%2Fb+c.txt\"\n\nhello\n\
              --B\nContent-Disposition: form-data; name=\"file\"; filename=\"d/./e/\"\nContent-Type: application/x-directory\n\n\n\
              --B\nContent-Disposition: form-data; name=\"file\"; filename=\"100%\"\nContent-Type: application/symlink\n\n../x\n\
              --B--\n",
         )
         .await;
+        let attributes = Attributes::default();
+        let told = Attributes { mode: Some(0o644), mtime: Some(Mtime { seconds: -5, nanoseconds: 7 }) };
         let expected = [
-            Input::File { path: "a/b c.txt".into() },
+            Input::File { path: "a/b c.txt".into(), attributes: told },
             Input::Data("hello".into()),
             Input::EndOfFile,
-            Input::Directory { path: "d/e".into() },
-            Input::Symlink { path: "100%".into(), target: "../x".into() },
+            Input::Directory { path: "d/e".into(), attributes },
+            Input::Symlink { path: "100%".into(), target: "../x".into(), attributes },
         ];
         assert_eq!(steps, expected.map(Ok));
     }
@@ -229,12 +260,24 @@ mod tests {
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"%2Fetc%2Fpasswd\"\n\nx\n--B--\n",
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\n\nno end",
             "--B\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\nContent-Type: multipart/mixed; boundary=C\n\nx\n--B--\n",
+            "--B\nContent-Disposition: form-data; name=\"file?mode=9\"; filename=\"a\"\n\nx\n--B--\n",
+            "--B\nContent-Disposition: form-data; name=\"file?mtime=x\"; filename=\"a\"\n\nx\n--B--\n",
+            "--B\nContent-Disposition: form-data; name=\"file?mtime=1&mtime-nsecs=1000000000\"; filename=\"a\"\n\nx\n--B--\n",
             "nothing like it",
         ] {
             assert!(steps_of(body).await.pop().is_none_or(|last| last.is_err()), "{body}");
         }
         assert!(clean_name(&"a/".repeat(300)).is_err());
         assert!(clean_name(&"a".repeat(5000)).is_err());
+    }
+
+    /// Goal: the permissions of Go's clients are Unix's, whatever kind of file Go says it is.
+    #[test]
+    fn modes_of_go() {
+        assert_eq!(unix_mode(0o644), 0o644);
+        assert_eq!(unix_mode(1 << 31 | 1 << 22 | 0o750), 0o2750);
+        assert_eq!(unix_mode(1 << 23 | 1 << 20 | 0o711), 0o5711);
+        assert_eq!(unix_mode(0o4755), 0o755, "as Kubo reads it");
     }
 
     /// Goal: only multipart requests are uploads.

@@ -43,9 +43,11 @@ def ipfs(*arguments):
 
 
 def flags(options):
-    return [
+    # Kubo wants no word about raw leaves beside attributes: it makes none then.
+    keep = ["--preserve-mode", "--preserve-mtime"] if options.get("preserve") else []
+    return keep + [
         "--cid-version=%d" % options["cid_version"],
-        "--raw-leaves=%s" % ("true" if options["raw_leaves"] else "false"),
+        *(["--raw-leaves=%s" % ("true" if options["raw_leaves"] else "false")] if not keep else []),
         "--hash=" + options["hash"],
         "--chunker=" + options["chunker"],
         "--trickle=%s" % ("true" if options["layout"] == "trickle" else "false"),
@@ -90,6 +92,11 @@ def file_vectors(folder):
         cases += [(size, {**chosen, "chunker": "size-64", "layout": "trickle"}) for chosen in four]
     cases += [(50_000_000, {**chosen, "layout": "trickle"}) for chosen in four]
     cases += [(1 << 30, options(0)), (1 << 30, options(1))]
+    return file_cases(folder, cases)
+
+
+def file_cases(folder, cases):
+    """A vector for each size and options; files of one size have the same content."""
     vectors = []
     path = os.path.join(folder, "content")
     written = None
@@ -97,10 +104,67 @@ def file_vectors(folder):
         if written != size:
             write_file(path, size, size)
             written = size
+        if chosen.get("preserve"):
+            set_attributes(path, chosen)
         cid = ipfs("add", "-Q", *flags(chosen), path).strip()
         vectors.append({"bytes": size, "seed": size, **chosen, "cid": cid, "size": cumulative_size(cid)})
         print(size, chosen, cid, file=sys.stderr)
     return vectors
+
+
+def edge_vectors(folder):
+    """Small chunks around the edges of a chunk, of a node's 174 links, and of the levels above; the other hashes."""
+    four = [options(0), options(1), options(1, False), options(0, True)]
+    cases = []
+    for size in (63, 64, 65, 173 * 64, 174 * 64 - 1, 174 * 64, 174 * 64 + 1, 175 * 64, 348 * 64, 348 * 64 + 1, 40_001):
+        for layout in ("balanced", "trickle"):
+            cases += [(size, {**chosen, "chunker": "size-64", "layout": layout}) for chosen in four]
+    for name in ("sha3-224", "sha3-384", "keccak-512", "blake2b-512"):
+        cases += [(size, options(1, hash=name)) for size in (1, 300_000)]
+    for chunker in ("rabin-16-32-64", "rabin-1000-2000-3000", "buzhash"):
+        cases.append((1_000_001, options(1, chunker=chunker, layout="trickle")))
+    return file_cases(folder, cases)
+
+
+def set_attributes(path, attributes):
+    if attributes.get("mode") and not os.path.islink(path):
+        os.chmod(path, attributes["mode"])
+    nanoseconds = attributes.get("mtime", 0) * 10**9 + attributes.get("mtime_nsecs", 0)
+    os.utime(path, ns=(nanoseconds, nanoseconds), follow_symlinks=False)
+
+
+def attribute_vectors(folder):
+    """Mode and mtime of files of all shapes, of trees, and of a sharded directory."""
+    kept = [
+        {"mode": 0o644, "mtime": 1_700_000_000, "mtime_nsecs": 123_456_789},
+        {"mode": 0o4755, "mtime": 1_600_000_000},
+        {"mode": 0o600, "mtime": -5, "mtime_nsecs": 500_000_000},
+    ]
+    files = []
+    for size in (0, 1, 64, 65, 174 * 64, 174 * 64 + 1, 20_000):
+        for attributes in kept:
+            for version in (0, 1):
+                for layout in ("balanced", "trickle"):
+                    chosen = options(version, False, chunker="size-64", layout=layout)
+                    files.append((size, {**chosen, "preserve": True, **attributes}))
+    trees = []
+    for name, entries in ATTRIBUTE_TREES.items():
+        root = os.path.join(folder, name)
+        build_tree(root, entries)
+        for one in reversed(entries):
+            set_attributes(os.path.join(root, one["path"]), one)
+        for version in (0, 1):
+            for wrap in (False, True):
+                case = {**options(version, False), "preserve": True, "wrap": wrap}
+                trees.append({"tree": name, "entries": entries, **case, "events": added(root, case)})
+    return {
+        "files": file_cases(folder, files),
+        "trees": trees,
+        "directories": [
+            big_directory(folder, version, 5000, 40, 0, {"preserve": True, **kept[0], "file_attributes": kept[1]})
+            for version in (0, 1)
+        ],
+    }
 
 
 def entry(path, kind, **rest):
@@ -130,6 +194,19 @@ TREES = {
         entry("top/link", "symlink", target="file"),
         entry("top/sub/up", "symlink", target="../file"),
         entry("top/nowhere", "symlink", target="/does/not/exist/ü"),
+    ],
+}
+
+
+ATTRIBUTE_TREES = {
+    "dated": [
+        entry("top", "directory", mode=0o750, mtime=1_500_000_000),
+        entry("top/file", "file", seed=6, bytes=10, mode=0o640, mtime=1_500_000_001, mtime_nsecs=1),
+        entry("top/large", "file", seed=8, bytes=600_000, mode=0o444, mtime=1_500_000_002),
+        entry("top/link", "symlink", target="file", mtime=1_500_000_003),
+        entry("top/sub", "directory", mode=0o2755, mtime=1_500_000_004, mtime_nsecs=999_999_999),
+        entry("top/sub/empty", "directory", mode=0o1777, mtime=1_500_000_005),
+        entry("top/sub/x", "file", seed=9, bytes=0, mode=0o755, mtime=-1),
     ],
 }
 
@@ -181,21 +258,28 @@ def directory_vectors(folder):
         (0, 6000, 12, 0), (1, 6000, 12, 0), (0, 20_000, 10, 0), (1, 4097, 100, 0),
     ]
     for version, count, name_bytes, longer in cases:
-        top = os.path.join(folder, "many", "top")
-        os.makedirs(top)
-        for number in range(count):
-            # The last name is longer by `longer`.
-            name = "%0*d" % (name_bytes + (longer if number == count - 1 else 0), number)
-            write_file(os.path.join(top, name), number, 10)
-        chosen = options(version)
-        cid = ipfs("add", "-Q", "-r", *flags(chosen), top).strip()
-        vectors.append({
-            "count": count, "name_bytes": name_bytes, "last_name_longer_by": longer, **chosen,
-            "cid": cid, "size": cumulative_size(cid),
-        })
-        print(vectors[-1], file=sys.stderr)
-        shutil.rmtree(os.path.join(folder, "many"))
+        vectors.append(big_directory(folder, version, count, name_bytes, longer, {}))
     return vectors
+
+
+def big_directory(folder, version, count, name_bytes, longer, attributes):
+    top = os.path.join(folder, "many", "top")
+    os.makedirs(top)
+    for number in range(count):
+        # The last name is longer by `longer`.
+        name = "%0*d" % (name_bytes + (longer if number == count - 1 else 0), number)
+        path = os.path.join(top, name)
+        write_file(path, number, 10)
+        if attributes:
+            set_attributes(path, attributes["file_attributes"])
+    if attributes:
+        set_attributes(top, attributes)
+    chosen = {**options(version, False if attributes else None), **attributes}
+    cid = ipfs("add", "-Q", "-r", *flags(chosen), top).strip()
+    shutil.rmtree(os.path.join(folder, "many"))
+    vector = {"count": count, "name_bytes": name_bytes, "last_name_longer_by": longer, **chosen}
+    print(vector, cid, file=sys.stderr)
+    return {**vector, "cid": cid, "size": cumulative_size(cid)}
 
 
 def car_file(folder):
@@ -208,21 +292,40 @@ def car_file(folder):
         out.write(exported.stdout)
 
 
+def lines(vectors):
+    return "[\n" + ",\n".join(json.dumps(vector, ensure_ascii=False) for vector in vectors) + "\n]"
+
+
 def write_json(name, vectors):
+    if isinstance(vectors, dict):
+        text = "{" + ",\n".join('"%s": %s' % (kind, lines(of_kind)) for kind, of_kind in vectors.items()) + "}"
+    else:
+        text = lines(vectors)
     with open(os.path.join(HERE, name), "w") as out:
-        out.write("[\n" + ",\n".join(json.dumps(vector, ensure_ascii=False) for vector in vectors) + "\n]\n")
+        out.write(text + "\n")
+
+
+WRITERS = {
+    "trees.json": tree_vectors,
+    "directories.json": directory_vectors,
+    "attributes.json": attribute_vectors,
+    "edges.json": edge_vectors,
+    "files.json": file_vectors,
+}
 
 
 def main():
+    wanted = sys.argv[1:] or [*WRITERS, "small.car"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["IPFS_PATH"] = os.path.join(folder, "repo")
         ipfs("init")
         ipfs("config", "--json", "Import.UnixFSHAMTDirectorySizeEstimation", '"links"')
         ipfs("config", "--json", "Import.UnixFSHAMTDirectorySizeThreshold", '"256KiB"')
-        car_file(folder)
-        write_json("trees.json", tree_vectors(folder))
-        write_json("directories.json", directory_vectors(folder))
-        write_json("files.json", file_vectors(folder))
+        for name in wanted:
+            if name == "small.car":
+                car_file(folder)
+            else:
+                write_json(name, WRITERS[name](folder))
 
 
 main()

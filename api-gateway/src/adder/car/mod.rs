@@ -1,4 +1,4 @@
-//! An upload that is a CAR already (beh:B19.5): one CARv1 file with one root, whose blocks are checked and sent as they
+//! An upload that is a CAR already (beh:B19.5): one CAR file with one root, whose blocks are checked and sent as they
 //! are. Other than the original, what is accepted is whole: a link that leads out of the file is an error.
 
 mod links;
@@ -27,7 +27,7 @@ where
     S: Stream<Item = Result<Input>> + Unpin,
 {
     let name = match next_input(input).await? {
-        Some(Input::File { path }) => path,
+        Some(Input::File { path, .. }) => path,
         Some(Input::Directory { .. } | Input::Symlink { .. } | Input::Data(_) | Input::EndOfFile) => {
             return Err(Error::invalid("expected CAR file is not of type file"));
         }

@@ -19,6 +19,10 @@ pub const MAX_CHUNK_BYTES: usize = MAX_BLOCK_BYTES - FRAME_BYTES;
 const DEFAULT_CHUNK_BYTES: usize = 256 * 1024;
 const MIN_RABIN_BYTES: usize = 16;
 
+/// What is allocated at once for a long file: its chunks share it. Growing by doubling instead, for each chunk anew, copied
+/// every byte three times over.
+const SLAB_BYTES: usize = 1024 * 1024;
+
 /// A way to cut, parsed from the `chunker` parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunker {
@@ -99,6 +103,8 @@ fn parse_size(text: &str) -> Result<usize> {
 pub(super) struct Splitter {
     /// What is not in a chunk yet.
     buffer: BytesMut,
+    /// Bytes that went in, up to a slab: a small file takes no more room than it needs.
+    fed: usize,
     cutter: Cutter,
 }
 
@@ -118,11 +124,15 @@ impl Splitter {
             }
             Chunker::Buzhash => Cutter::Buzhash(Buzhash::new()),
         };
-        Splitter { buffer: BytesMut::new(), cutter }
+        Splitter { buffer: BytesMut::new(), fed: 0, cutter }
     }
 
     pub fn feed(&mut self, data: &[u8]) {
+        if self.buffer.capacity() - self.buffer.len() < data.len() {
+            self.buffer.reserve(data.len().max(self.fed));
+        }
         self.buffer.extend_from_slice(data);
+        self.fed = self.fed.saturating_add(data.len()).min(SLAB_BYTES);
     }
 
     /// The next chunk whose end is sure.

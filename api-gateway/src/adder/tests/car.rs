@@ -7,6 +7,8 @@ use super::super::dag::{DAG_CBOR, DAG_PB, MAX_BLOCK_BYTES, RAW};
 use super::*;
 
 const SMALL_CAR: &[u8] = include_bytes!("../../../../tests/testdata/cids/small.car");
+/// The same in a CAR of version 2, with an index, as go-car writes it.
+const SMALL_CAR_V2: &[u8] = include_bytes!("../../../../tests/testdata/cids/small-v2.car");
 
 fn params() -> AddParams {
     AddParams { format: Format::Car, ..AddParams::default() }
@@ -15,7 +17,7 @@ fn params() -> AddParams {
 /// Uploads a file in small pieces: the blocks that arrived, the events, the pins.
 async fn upload(car: &[u8]) -> (Result<Done>, Vec<Event>, Seen) {
     let cluster = Arc::new(FakeCluster::new(&peers(1), 1));
-    let mut input = vec![Ok(Input::File { path: "x.car".to_owned() })];
+    let mut input = vec![Ok(Input::File { path: "x.car".to_owned(), attributes: Attributes::default() })];
     input.extend(car.chunks(7_001).map(|piece| Ok(Input::Data(Bytes::copy_from_slice(piece)))));
     input.push(Ok(Input::EndOfFile));
     input.extend(file("ignored", b"further parts are ignored"));
@@ -93,6 +95,47 @@ async fn an_export_of_kubo() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Goal: the version 1 within a version 2 arrives as if it had come alone: with and without an index, with padding. A data
+/// section that is cut off or out of place is an error, and so is a version 2 within.
+#[tokio::test]
+async fn version_2() {
+    let (_, plain_events, plain) = upload(SMALL_CAR).await;
+    let without_index = SMALL_CAR_V2[..51 + SMALL_CAR.len()].to_vec();
+    for car in [SMALL_CAR_V2.to_vec(), without_index.clone(), version_2_of(SMALL_CAR, 51 + 4_000)] {
+        let (done, events, seen) = upload(&car).await;
+        assert_eq!(seen.pins[0].0.cid, done.unwrap().root);
+        assert_eq!(seen.blocks.values().next(), plain.blocks.values().next());
+        let told = |events: &[Event]| {
+            events
+                .iter()
+                .map(|event| format!("{event:?}"))
+                .map(|text| text.split("allocations").next().map(str::to_owned))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(told(&events), told(&plain_events));
+    }
+    for end in 0..without_index.len() {
+        let (done, _, seen) = upload(&without_index[..end]).await;
+        assert_eq!(done.unwrap_err().code, Code::InvalidArgument, "cut at {end}");
+        assert!(seen.pins.is_empty());
+    }
+    refused(&version_2_of(SMALL_CAR, 50), "data offset").await;
+    refused(&version_2_of(&[], 51), "data size").await;
+    refused(&version_2_of(SMALL_CAR_V2, 51), "within").await;
+    let mut shorter = without_index;
+    shorter[51 - 16..51 - 8].copy_from_slice(&(SMALL_CAR.len() as u64 - 1).to_le_bytes());
+    refused(&shorter, "leads out").await;
+}
+
+/// A CAR of version 2 without an index around one of version 1, which begins at `offset`.
+fn version_2_of(inner: &[u8], offset: u64) -> Vec<u8> {
+    let mut car = b"\x0a\xa1\x67version\x02".to_vec();
+    car.extend([0; 16]);
+    car.extend([offset, inner.len() as u64, 0].map(u64::to_le_bytes).concat());
+    car.resize(usize::try_from(offset).unwrap().max(51), 0);
+    [car, inner.to_vec()].concat()
 }
 
 /// Goal: a file root tells its UnixFS size, a dag-cbor root works, inline CIDs need no block, duplicates are dropped.

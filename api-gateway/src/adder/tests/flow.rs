@@ -94,7 +94,8 @@ async fn malformed_uploads() {
     let plain = AddParams::default;
     let wrapped = || AddParams { wrap_with_directory: true, ..plain() };
     let car = || AddParams { format: Format::Car, ..plain() };
-    let directory = |path: &str| vec![Ok(Input::Directory { path: path.to_owned() })];
+    let directory =
+        |path: &str| vec![Ok(Input::Directory { path: path.to_owned(), attributes: Attributes::default() })];
     for (params, input) in [
         (plain(), vec![]),
         (plain(), vec![Ok(Input::Data(Bytes::from_static(b"x")))]),
@@ -103,7 +104,11 @@ async fn malformed_uploads() {
         (plain(), directory("")),
         (plain(), [file("d/x", b"1"), file("d/x", b"2")].concat_all()),
         (plain(), [file("d/x", b"1"), file("d/x/y", b"2")].concat_all()),
-        (plain(), [vec![Ok(Input::File { path: "x".to_owned() })], file("y", b"2")].concat_all()),
+        (
+            plain(),
+            [vec![Ok(Input::File { path: "x".to_owned(), attributes: Attributes::default() })], file("y", b"2")]
+                .concat_all(),
+        ),
         (wrapped(), file("", b"x")),
         (AddParams { cid_version: 2, ..plain() }, file("x", b"x")),
         (AddParams { hash: "md5".to_owned(), ..plain() }, file("x", b"x")),
@@ -196,7 +201,9 @@ async fn a_stuck_destination_is_bounded_and_given_up() {
         counter.fetch_add(1 << 20, Ordering::Relaxed);
         Ok(Input::Data(Bytes::from(content.take(1 << 20))))
     });
-    let input = stream::iter([Ok(Input::File { path: "x".to_owned() })].into_iter().chain(pieces));
+    let input = stream::iter(
+        [Ok(Input::File { path: "x".to_owned(), attributes: Attributes::default() })].into_iter().chain(pieces),
+    );
     let input = futures::StreamExt::chain(input, stream::iter([Ok(Input::EndOfFile)]));
     let (output, _events) = mpsc::channel(16);
     let adding = add(&context, AddParams::default(), Box::pin(input), output);

@@ -17,6 +17,9 @@ struct Options {
     layout: String,
     #[serde(default)]
     wrap: bool,
+    /// Kept: of files by all vectors with attributes.
+    #[serde(default)]
+    preserve: bool,
 }
 
 impl Options {
@@ -24,7 +27,9 @@ impl Options {
         AddParams {
             layout: Layout::parse(&self.layout).unwrap(),
             chunker: Chunker::parse(&self.chunker).unwrap(),
-            raw_leaves: Some(self.raw_leaves),
+            raw_leaves: Some(self.raw_leaves).filter(|_| !self.preserve),
+            preserve_mode: self.preserve,
+            preserve_mtime: self.preserve,
             cid_version: self.cid_version,
             hash: self.hash.clone(),
             wrap_with_directory: self.wrap,
@@ -40,8 +45,28 @@ struct FileVector {
     seed: u64,
     #[serde(flatten)]
     options: Options,
+    #[serde(flatten)]
+    attributes: Kept,
     cid: String,
     size: u64,
+}
+
+/// Mode and mtime of an entry, 0 for none.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Kept {
+    mode: u32,
+    mtime: i64,
+    mtime_nsecs: u32,
+}
+
+impl Kept {
+    fn attributes(self) -> Attributes {
+        Attributes {
+            mode: Some(self.mode).filter(|mode| *mode > 0),
+            mtime: (self.mtime != 0).then_some(Mtime { seconds: self.mtime, nanoseconds: self.mtime_nsecs }),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +88,8 @@ struct TreeEntry {
     bytes: usize,
     #[serde(default)]
     target: String,
+    #[serde(flatten)]
+    attributes: Kept,
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
@@ -79,6 +106,11 @@ struct DirectoryVector {
     last_name_longer_by: usize,
     #[serde(flatten)]
     options: Options,
+    /// Of the directory.
+    #[serde(flatten)]
+    attributes: Kept,
+    #[serde(default)]
+    file_attributes: Kept,
     cid: String,
     size: u64,
 }
@@ -103,14 +135,23 @@ async fn told(options: &Options, input: Vec<Result<Input>>) -> Vec<Told> {
 #[tokio::test(flavor = "multi_thread")]
 async fn files() {
     let vectors: Vec<FileVector> = read(include_str!("../../../../tests/testdata/cids/files.json"));
-    assert!(vectors.len() > 100);
+    check_files(&vectors).await;
+    let edges: Vec<FileVector> = read(include_str!("../../../../tests/testdata/cids/edges.json"));
+    check_files(&edges).await;
+    let kept: AttributeVectors = read(include_str!("../../../../tests/testdata/cids/attributes.json"));
+    check_files(&kept.files).await;
+    assert!(vectors.len() + edges.len() + kept.files.len() >= 300);
+}
+
+async fn check_files(vectors: &[FileVector]) {
     let mut content = (u64::MAX, Vec::new());
     for vector in vectors.iter().filter(|vector| vector.bytes <= MAX_BYTES) {
         // Vectors of one size follow each other and have the same content.
         if (content.0, content.1.len() as u64) != (vector.seed, vector.bytes) {
             content = (vector.seed, Content::new(vector.seed).take(vector.bytes as usize));
         }
-        let told = told(&vector.options, file("x", &content.1)).await;
+        let input = file_with("x", vector.attributes.attributes(), &content.1);
+        let told = told(&vector.options, input).await;
         let expected = Told { name: "x".to_owned(), cid: vector.cid.clone(), size: vector.size };
         assert_eq!(told, [expected], "{vector:?}");
     }
@@ -119,8 +160,10 @@ async fn files() {
 /// Goal: whole trees have Kubo's CIDs and sizes, entry by entry, and are told in Kubo's order.
 #[tokio::test]
 async fn trees() {
-    let vectors: Vec<TreeVector> = read(include_str!("../../../../tests/testdata/cids/trees.json"));
-    assert!(vectors.len() > 20);
+    let mut vectors: Vec<TreeVector> = read(include_str!("../../../../tests/testdata/cids/trees.json"));
+    let kept: AttributeVectors = read(include_str!("../../../../tests/testdata/cids/attributes.json"));
+    vectors.extend(kept.trees);
+    assert!(vectors.len() >= 36);
     for vector in &vectors {
         let mut entries: Vec<&TreeEntry> = vector.entries.iter().collect();
         // Kubo walks the disk: each directory in the order of its names.
@@ -131,11 +174,11 @@ async fn trees() {
 }
 
 fn inputs(entry: &TreeEntry) -> Vec<Result<Input>> {
-    let path = entry.path.clone();
+    let (path, attributes) = (entry.path.clone(), entry.attributes.attributes());
     match entry.kind.as_str() {
-        "directory" => vec![Ok(Input::Directory { path })],
-        "symlink" => vec![Ok(Input::Symlink { path, target: entry.target.clone() })],
-        "file" => file(&path, &Content::new(entry.seed).take(entry.bytes)),
+        "directory" => vec![Ok(Input::Directory { path, attributes })],
+        "symlink" => vec![Ok(Input::Symlink { path, target: entry.target.clone(), attributes })],
+        "file" => file_with(&path, attributes, &Content::new(entry.seed).take(entry.bytes)),
         other => panic!("{other}"),
     }
 }
@@ -143,20 +186,34 @@ fn inputs(entry: &TreeEntry) -> Vec<Result<Input>> {
 /// Goal: big directories are sharded exactly when and as Kubo does.
 #[tokio::test]
 async fn big_directories() {
-    let vectors: Vec<DirectoryVector> = read(include_str!("../../../../tests/testdata/cids/directories.json"));
-    assert!(vectors.len() >= 8);
+    let mut vectors: Vec<DirectoryVector> = read(include_str!("../../../../tests/testdata/cids/directories.json"));
+    let kept: AttributeVectors = read(include_str!("../../../../tests/testdata/cids/attributes.json"));
+    vectors.extend(kept.directories);
+    assert!(vectors.len() >= 10);
     for vector in &vectors {
         let name = |number: u64| {
             let longer = if number + 1 == vector.count { vector.last_name_longer_by } else { 0 };
             format!("top/{number:0width$}", width = vector.name_bytes + longer)
         };
-        let input = (0..vector.count).flat_map(|number| file(&name(number), &Content::new(number).take(10))).collect();
+        let top = Input::Directory { path: "top".to_owned(), attributes: vector.attributes.attributes() };
+        let files = (0..vector.count).flat_map(|number| {
+            file_with(&name(number), vector.file_attributes.attributes(), &Content::new(number).take(10))
+        });
+        let input = [Ok(top)].into_iter().chain(files).collect();
         let told = told(&vector.options, input).await;
         let expected = Told { name: "top".to_owned(), cid: vector.cid.clone(), size: vector.size };
         assert_eq!(told.last(), Some(&expected), "{vector:?}");
     }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(text: &str) -> Vec<T> {
+/// What has mode and mtime.
+#[derive(Debug, Deserialize)]
+struct AttributeVectors {
+    files: Vec<FileVector>,
+    trees: Vec<TreeVector>,
+    directories: Vec<DirectoryVector>,
+}
+
+fn read<T: for<'a> Deserialize<'a>>(text: &str) -> T {
     serde_json::from_str(text).unwrap()
 }

@@ -124,7 +124,11 @@ pub(super) async fn run(
 
 /// A file as input, in pieces of 64 KiB.
 pub(super) fn file(path: &str, content: &[u8]) -> Vec<Result<Input>> {
-    let mut input = vec![Ok(Input::File { path: path.to_owned() })];
+    file_with(path, Attributes::default(), content)
+}
+
+pub(super) fn file_with(path: &str, attributes: Attributes, content: &[u8]) -> Vec<Result<Input>> {
+    let mut input = vec![Ok(Input::File { path: path.to_owned(), attributes })];
     input.extend(content.chunks(64 * 1024).map(|piece| Ok(Input::Data(Bytes::copy_from_slice(piece)))));
     input.push(Ok(Input::EndOfFile));
     input

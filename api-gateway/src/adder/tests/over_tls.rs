@@ -266,7 +266,7 @@ async fn back_pressure_is_bounded() {
         counter.fetch_add(PIECE_BYTES, Ordering::Relaxed);
         Ok(Input::Data(Bytes::from(content.take(PIECE_BYTES as usize))))
     });
-    let begin = [Ok(Input::File { path: "x".to_owned() })];
+    let begin = [Ok(Input::File { path: "x".to_owned(), attributes: Attributes::default() })];
     let input = stream::iter(begin.into_iter().chain(pieces).chain([Ok(Input::EndOfFile)]));
     let (output, _events) = mpsc::channel(16);
     let adding = add(&cluster.context, AddParams::default(), input, output);
@@ -287,20 +287,27 @@ async fn back_pressure_is_bounded() {
     assert!(cluster.connectors.iter().all(|connector| *connector.stored.lock() == first));
 }
 
-/// Goal: a destination that is not in the peerset, or cannot be reached, fails alone.
+/// Goal: a destination that is not in the peerset, or cannot be reached, fails alone; with the second one the minimum of
+/// two copies is missed, which is an error that names both, and nothing is pinned.
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_destinations() {
     let cluster = Cluster3::start([Manner::Good, Manner::Good, Manner::Good]).await;
     let mut view = View::clone(&cluster.handle.current());
-    // Nobody listens on port 1; the third peer is unknown.
+    // Nobody listens on port 1.
     view.peerset.peers[1].addresses.connector = "127.0.0.1:1".to_owned();
-    view.peerset.peers.pop();
-    cluster.handle.set(view);
+    cluster.handle.set(view.clone());
     let done = cluster.add(file("x", b"content")).await.unwrap();
     let failed: Vec<PeerId> = done.failed.iter().map(|(peer, _)| *peer).collect();
-    assert_eq!(failed.len(), 2);
-    // One copy is below the minimum of two: one of the failed stays allocated, to fetch it.
-    assert_eq!(done.pin.unwrap().allocations.len(), 2);
+    assert_eq!(failed, [cluster.peers[1]]);
+    assert_eq!(done.pin.unwrap().allocations, [cluster.peers[0], cluster.peers[2]]);
+
+    // The third peer becomes unknown.
+    view.peerset.peers.pop();
+    cluster.handle.set(view);
+    let error = cluster.add(file("x", b"content")).await.unwrap_err();
+    assert!(error.message.contains("1 have them, 2 are needed"), "{error}");
+    assert!(cluster.peers[1..].iter().all(|peer| error.message.contains(&peer.to_string())), "{error}");
+    assert_eq!(cluster.pins.lock().len(), 1);
 }
 
 /// Goal: an upload that breaks off leaves no stream open at the destinations, and nothing in the pinset.
