@@ -160,6 +160,50 @@ async fn gc_beside_a_running_pin() {
     assert_eq!(count_here(&pair.node, &blocks).await, blocks.len());
 }
 
+/// Goal: seed:D3. GC after GC while adds and pins go on side by side: nothing that was put is taken before its pin, and
+/// nothing of a pin after it; what is unpinned goes, also while the others run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seed_d3_gc_beside_adds_and_pins() {
+    const ADDERS: usize = 3;
+    const ADDS: usize = 8;
+    let folder = tempfile::tempdir().unwrap();
+    let node = Arc::new(open(&folder, Vec::new()).await);
+    let adders: Vec<_> = (0..ADDERS)
+        .map(|_| {
+            let node = Arc::clone(&node);
+            tokio::spawn(async move {
+                let mut kept = Vec::new();
+                for nth in 0..ADDS {
+                    let blocks = tree(2, 10);
+                    put(&*node, &blocks).await;
+                    pin(&*node, blocks[0].cid, PinMode::Recursive).await.unwrap();
+                    match nth % 2 {
+                        0 => kept.push(blocks),
+                        _ => node.pin_rm(&blocks[0].cid).await.unwrap(),
+                    }
+                }
+                kept
+            })
+        })
+        .collect();
+    let mut collections = 0;
+    while !adders.iter().all(tokio::task::JoinHandle::is_finished) {
+        gc(&*node).await;
+        collections += 1;
+    }
+    assert!(collections > 1, "the GC ran beside them");
+    gc(&*node).await;
+    let mut left = 0;
+    for adder in adders {
+        for blocks in adder.await.unwrap() {
+            assert_eq!(count_here(&*node, &blocks).await, blocks.len());
+            assert_eq!(node.pin_state(&blocks[0].cid).await.unwrap(), PinState::Recursive);
+            left += blocks.len() as u64;
+        }
+    }
+    assert_eq!(node.repo_stat().await.unwrap().blocks, Some(left), "what nobody pins any more is gone");
+}
+
 /// Goal: a pin that is broken off keeps what it fetched through a GC, and the next attempt asks only for the rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_off_pin_goes_on() {
