@@ -1,6 +1,7 @@
 //! `make bench`: what the cluster does on this machine, as figures and ratios, with pass or fail where there is a goal.
 //! Everything of one run is measured on the same disk in the same minutes, beside what that disk can do at all.
 
+mod add;
 mod disk;
 mod etcd;
 mod failover;
@@ -34,6 +35,9 @@ struct Arguments {
     /// MiB of the file that is added
     #[arg(long, default_value_t = 256)]
     add_mib: usize,
+    /// MiB of the file that is added beside Kubo
+    #[arg(long, default_value_t = 1024)]
+    add_kubo_mib: usize,
     /// A file that an earlier `--api` run wrote: ratios to it are printed, and are the goals
     #[arg(long)]
     baseline: Option<std::path::PathBuf>,
@@ -72,6 +76,8 @@ enum Part {
     Add,
     Gap,
     Restart,
+    /// Clusters of its own: embedded, and of three Kubos
+    AddKubo,
 }
 
 #[tokio::main]

@@ -19,7 +19,7 @@ use crate::load::{Http, closed_loop};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
-use crate::{Arguments, Part, etcd};
+use crate::{Arguments, Part, add, etcd};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -28,10 +28,14 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     report.mark_ours();
     let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
     let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
-    for &peers in &arguments.peers {
+    let only_apart = arguments.only.iter().all(|part| *part == Part::AddKubo) && !arguments.only.is_empty();
+    for &peers in arguments.peers.iter().filter(|_| !only_apart) {
         let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
         one_size(report, &cluster, peers, rate, arguments).await?;
         cluster.stop().await;
+    }
+    if arguments.wants(Part::AddKubo) {
+        add::run(report, arguments.add_kubo_mib).await?;
     }
     Ok(())
 }
@@ -42,10 +46,20 @@ async fn start(folder: std::path::PathBuf, peers: u16) -> Result<Cluster, Failed
 
 /// A cluster with further settings, ready.
 pub async fn start_with(folder: std::path::PathBuf, peers: u16, settings: Overrides) -> Result<Cluster, Failed> {
+    start_on(folder, peers, Ipfs::Embedded { gateways: Vec::new() }, settings).await
+}
+
+/// The same, on other IPFS nodes.
+pub async fn start_on(
+    folder: std::path::PathBuf,
+    peers: u16,
+    ipfs: Ipfs,
+    settings: Overrides,
+) -> Result<Cluster, Failed> {
     let options = Options {
         folder,
         peers,
-        ipfs: Ipfs::Embedded { gateways: Vec::new() },
+        ipfs,
         replication: None,
         ports: PortPlan::Free,
         programs: pinfold_tests::cluster::programs(),
