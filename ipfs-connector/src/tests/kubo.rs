@@ -201,6 +201,31 @@ async fn another_node_keeps_its_own_pins() {
     connector.stop().await;
 }
 
+/// Goal: another node takes the place of the first between two probes, without a moment in which nobody answers: unpins
+/// that were ordered for the first one take nothing away there.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_within_one_probe_keeps_its_own_pins() {
+    let (house, sim, connector) = start().await;
+    give(&sim, 0..8).await;
+    house.pinset.put((0..8).map(|n| house.here(&cid(n))));
+    all_pinned(&connector, 0..8).await;
+    sim.change_identity();
+    for n in 0..8 {
+        house.pinset.remove(&cid(n).to_bytes());
+    }
+    eventually("all unpins are held", async || {
+        let (held, notice) = (connector.held().await, connector.node().await.notice);
+        let is_so = held.len() == 8 && notice.contains("another IPFS node");
+        if is_so { Ok(()) } else { Err(format!("{notice} {held:?}")) }
+    })
+    .await;
+    assert_eq!(sim.journal("pin/rm"), [""; 0]);
+    assert_eq!(connector.approve(&[cid(0)]).await, 1);
+    connector.until(&cid(0), TrackerStatus::Unpinned).await;
+    assert_eq!(sim.journal("pin/rm").len(), 1, "a person may say that it goes here too");
+    connector.stop().await;
+}
+
 /// Goal: fault:F25, fault:K7. A list that is empty or never ends changes nothing: nothing is unpinned, nothing is
 /// pinned again, and new pins go on meanwhile.
 #[tokio::test(flavor = "multi_thread")]

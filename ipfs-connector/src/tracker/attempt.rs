@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::aside::Place;
 use super::board::Line;
 use super::operation::{self, Item, Outcome, Todo};
-use super::queue::{Shared, failure};
+use super::queue::{LOOK_UP_DEADLINE, Shared, failure};
 use super::slots::Slot;
-use crate::node::{Known, PinAdd, PinEvent, PinProgress, PinState};
+use crate::node::{Known, NodeError, PinAdd, PinEvent, PinProgress, PinState};
 use crate::store::Settlement;
 
 /// An attempt without a first block for so long goes aside (protocols.md 8);
@@ -120,12 +120,10 @@ async fn prepare(shared: &Shared, item: &Item, cid: &Cid) -> Option<Outcome> {
     }
     match shared.node.pin_state(cid).await {
         Ok(state) if state.is(item.mode) => Some(Outcome::Pinned),
-        Ok(PinState::Recursive) if item.ownership == operation::Ownership::Claimed => {
-            match shared.node.pin_rm(cid).await {
-                Ok(()) => None,
-                Err(error) => Some(failure(shared, error).await),
-            }
-        }
+        Ok(PinState::Recursive) if item.ownership == operation::Ownership::Claimed => match remove(shared, cid).await {
+            Ok(()) => None,
+            Err(error) => Some(failure(shared, error).await),
+        },
         Ok(PinState::Recursive) => Some(Outcome::Found(item.ownership)),
         Ok(PinState::NotPinned | PinState::Direct) => None,
         Err(error) => Some(failure(shared, error).await),
@@ -215,12 +213,24 @@ fn request(item: &Item, cid: Cid) -> PinAdd {
     }
 }
 
+/// Claims are about one node's pins. Another one may have taken its place since the last probe, and what is pinned there
+/// is not ours: it is asked who it is before anything is taken away.
+async fn remove(shared: &Shared, cid: &Cid) -> Result<(), NodeError> {
+    let answering = tokio::time::timeout(LOOK_UP_DEADLINE, shared.node.id()).await;
+    let late = |_| NodeError::Timeout(format!("id: no answer within {LOOK_UP_DEADLINE:?}"));
+    let answering = answering.map_err(late)??.peer_id;
+    if shared.store.node() != Some(answering.to_bytes()) {
+        return Err(NodeError::Down(format!("another IPFS node answers: {answering}")));
+    }
+    shared.node.pin_rm(cid).await
+}
+
 async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: Slot) -> Outcome {
     if shared.unpin_disable {
         return Outcome::Refused("unpinning is disabled: ipfs_connector.ipfshttp.unpin_disable".to_owned());
     }
     let doubtful = shared.board.resolve_doubt(key);
-    if let Err(error) = shared.node.pin_rm(&cid).await {
+    if let Err(error) = remove(shared, &cid).await {
         return failure(shared, error).await;
     }
     if !doubtful {
@@ -229,7 +239,7 @@ async fn unpin(shared: &Shared, cid: Cid, key: &[u8], _slot: Slot) -> Outcome {
     tokio::time::sleep(LATE_PIN).await;
     match shared.node.pin_state(&cid).await {
         Ok(PinState::NotPinned) => Outcome::Unpinned,
-        Ok(PinState::Direct | PinState::Recursive) => match shared.node.pin_rm(&cid).await {
+        Ok(PinState::Direct | PinState::Recursive) => match remove(shared, &cid).await {
             Ok(()) => Outcome::Unpinned,
             Err(error) => failure(shared, error).await,
         },

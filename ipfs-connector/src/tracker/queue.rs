@@ -31,7 +31,7 @@ const UNPIN_SLOTS: usize = 4;
 const BATCH: usize = 256;
 /// Look-ups of whose pin it is, at a time.
 const LOOK_UPS: usize = 16;
-const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
 /// For the question whether a node that answered nonsense is well otherwise.
 const WELL_DEADLINE: Duration = Duration::from_secs(5);
 /// Claims that go into one write.
