@@ -1,11 +1,13 @@
 //! What an operator asks about pins that do not move and about unpins that wait, through `ctl` itself.
 
+use std::collections::BTreeMap;
 use std::process::Output;
 
 use cid::Cid;
 use multihash::Multihash;
+use pinfold_common::json::GlobalPinInfoJson;
 use pinfold_common::tls::Room;
-use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
+use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually, programs};
 use pinfold_tests::content;
 
 async fn ctl(cluster: &TestCluster, arguments: &[&str]) -> Output {
@@ -82,6 +84,89 @@ async fn a_held_unpin_is_approved() {
     assert!(text(&cluster, &["approve", "--all"]).await.contains("1 unpins go ahead"));
     eventually("nothing is held", || async {
         (text(&cluster, &["approve"]).await == "Nothing is held.\n").then_some(())
+    })
+    .await;
+}
+
+/// What one peer says of everything it tracks: the status and the attempts, by CID.
+async fn tracked(cluster: &TestCluster) -> BTreeMap<String, (String, u32)> {
+    let lines = cluster.rest(0).get("/pins?local=true").await.lines::<GlobalPinInfoJson>();
+    let told = lines.into_iter().filter_map(|info| {
+        let here = info.peer_map.into_values().next()?;
+        Some((info.cid, (here.status, here.attempt_count)))
+    });
+    told.collect()
+}
+
+/// Goal: a queue full of pins that nobody can provide survives kill -9 of the connector: nothing is missing, attempts
+/// are not counted anew, and what can be pinned is, before and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_survives_kill_9() {
+    const DEAD: u8 = 200;
+    let cluster = TestCluster::start(1).await;
+    let dead: Vec<String> =
+        (0..DEAD).map(|number| Cid::new_v1(0x55, Multihash::wrap(0x12, &[number; 32]).unwrap()).to_string()).collect();
+    for cid in &dead {
+        assert_eq!(cluster.rest(0).post(&format!("/pins/{cid}")).await.status, 200);
+    }
+    let before = eventually("some were tried", || async {
+        let tracked = tracked(&cluster).await;
+        let tried = dead.iter().filter(|cid| tracked.get(*cid).is_some_and(|(_, attempts)| *attempts > 0)).count();
+        (tried >= 10).then_some(tracked)
+    })
+    .await;
+    let connector = cluster.peer(0).service(Room::Connector).unwrap();
+    connector.kill_and_hold().await;
+    connector.resume().await;
+    cluster.peer(0).wait_ready(PATIENCE, |_| {}).await.unwrap();
+    let after = tracked(&cluster).await;
+    for cid in &dead {
+        let (status, attempts) = &after[cid];
+        assert!(*attempts >= before[cid].1, "{cid}: {attempts} attempts after {}", before[cid].1);
+        assert!(["pin_queued", "pinning", "pin_error"].contains(&status.as_str()), "{cid}: {status}");
+    }
+    let good = content::identity_cid("behind the dead").to_string();
+    text(&cluster, &["pin", "add", &good, "--wait", "--no-status"]).await;
+}
+
+/// Goal: an import that leaves out most of the pinset unpins nothing on its own: the mass-unpin guard holds it, says why,
+/// and lets it go ahead when a person says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_unpin_after_an_import_is_held() {
+    let cluster = TestCluster::start(1).await;
+    let cids: Vec<String> = (0..40).map(|n| content::identity_cid(&format!("imported {n}")).to_string()).collect();
+    for cid in &cids {
+        text(&cluster, &["pin", "add", cid, "--wait", "--no-status"]).await;
+    }
+    let folder = &cluster.peer(0).folder;
+    let export = text(&cluster, &["state", "export", "--consistent"]).await;
+    let some: String = export.lines().take(10).flat_map(|line| [line, "\n"]).collect();
+    let file = folder.join("some.jsonl");
+    std::fs::write(&file, some).unwrap();
+    cluster.peer(0).stop().await;
+    let mut import = tokio::process::Command::new(programs().path("consensus-svc").unwrap());
+    let output = import.arg("--config").arg(folder).args(["state", "import", "--force"]).arg(&file).output().await;
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    cluster.peer(0).resume().await;
+    cluster.peer(0).wait_ready(PATIENCE, |_| {}).await.unwrap();
+
+    let held = eventually("the unpins are held", || async {
+        let held = json(&cluster, &["approve"]).await;
+        (held[0]["held"].as_array()?.len() == 30).then_some(held)
+    })
+    .await;
+    let first = &held[0]["held"][0];
+    assert!(first["why"].as_str().unwrap().contains("mass-unpin guard"), "{first}");
+    for cid in &cids {
+        let told: GlobalPinInfoJson = cluster.rest(0).get(&format!("/pins/{cid}?local=true")).await.json();
+        let here = told.peer_map.values().next().map_or("", |here| here.status.as_str());
+        assert!(["pinned", "unpin_queued"].contains(&here), "{cid}: {here}");
+    }
+    assert!(text(&cluster, &["approve", "--all"]).await.contains("30 unpins go ahead"));
+    eventually("ten are left", || async {
+        let tracked = tracked(&cluster).await;
+        (tracked.len() == 10 && tracked.values().all(|(status, _)| status == "pinned")).then_some(())
     })
     .await;
 }
