@@ -261,8 +261,8 @@ pub enum Repin {
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Items keep their number of copies; an old copy goes when the new one is there. At most as many items a \
-                        second as `ctl repin rate` says, and only while nothing has too few copies. Items whose \
-                        allocations a person chose stay, and so does what every peer pins."
+                        second as `ctl repin rate` says, and only while nothing has too few copies. What every \
+                        peer pins is left alone."
 )]
 pub struct Rebalance {
     #[command(flatten)]

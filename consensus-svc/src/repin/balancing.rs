@@ -98,7 +98,14 @@ impl Balancer {
             // What was moved meanwhile, by others too, is counted anew.
             return if has_moved { Ok(Step::Moved(0)) } else { self.end(core, term, "nothing more can move").await };
         };
-        let moved = walk.give(core, term, &giver, pins, &saturated).await?;
+        let moved = match walk.give(core, term, &giver, pins, &saturated).await {
+            Ok(moved) => moved,
+            Err(error) => {
+                // What this walk has passed over was not moved: the next one begins anew.
+                self.walk = None;
+                return Err(error);
+            }
+        };
         core.repin.board.lock().left_to_balance = walk.loads.excess();
         Ok(Step::Moved(moved))
     }

@@ -92,8 +92,9 @@ async fn loads(core: &Core) -> Result<Vec<PeerLoad>> {
     let mut loads = Vec::new();
     for row in facts.peers.members() {
         let pins = core.state.count_allocated_to(&row.peer_id).await.map_err(failed)?;
-        let share = if part.contains(&row.peer_id) { even.share() } else { 0 };
-        loads.push(PeerLoad { peer_id: row.peer_id.clone(), pins, share });
+        let takes_part = part.contains(&row.peer_id);
+        let share = if takes_part { even.share_of(&row.peer_id) } else { 0 };
+        loads.push(PeerLoad { peer_id: row.peer_id.clone(), pins, share, takes_part });
     }
     loads.sort_by(|left, right| left.peer_id.cmp(&right.peer_id));
     Ok(loads)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pinfold_common::ids;
@@ -19,14 +19,20 @@ use crate::client::{Client, Outcome};
 use crate::output;
 
 const POLL: Duration = Duration::from_millis(500);
+/// While no leader answers.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn run(client: &Client, encoding: Encoding, arguments: &Rebalance) -> Outcome {
     if arguments.what.stop {
         change(client, Switch::StopRebalance).await?;
         return say(encoding, "stopped; what is on its way still arrives");
     }
-    let plan = Plan::of(&status(client).await?.loads, &repository_sizes(client).await);
+    let before = status(client).await?;
+    let plan = Plan::of(&before.loads, &repository_sizes(client).await);
     if arguments.what.dry_run {
+        if encoding == Encoding::Text && before.rebalance.unwrap_or_default().running {
+            eprintln!("A run is under way; ctl rebalance --stop ends it.");
+        }
         return plan.print(encoding);
     }
     let started = change(client, Switch::Rebalance).await?;
@@ -83,8 +89,20 @@ async fn follow(client: &Client, mut now: RepinStatusReply, moves: u64) -> Outco
             }
             (_, false) => format!("{} wait for the new copy", now.unconfirmed),
         });
+        now = status_in_time(client).await?;
+    }
+}
+
+/// The next look. A leader that is gone for a moment is no reason to stop looking: the run goes on with the next one.
+async fn status_in_time(client: &Client) -> Outcome<RepinStatusReply> {
+    let started = Instant::now();
+    loop {
         tokio::time::sleep(POLL).await;
-        now = client.repin().status(RepinStatusCall::default()).await?.into_inner();
+        match client.repin().status(RepinStatusCall::default()).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(_) if started.elapsed() < PATIENCE => {}
+            Err(status) => return Err(status.into()),
+        }
     }
 }
 
@@ -109,6 +127,7 @@ struct Row {
     peer: String,
     pins: u64,
     share: u64,
+    takes_part: bool,
     gives: u64,
     takes: u64,
     /// What it gives, at the average size of its items.
@@ -118,13 +137,14 @@ struct Row {
 impl Plan {
     fn of(loads: &[PeerLoad], sizes: &BTreeMap<Vec<u8>, u64>) -> Plan {
         let row = |load: &PeerLoad| {
-            let takes_part = load.share > 0;
+            let takes_part = load.takes_part;
             let gives = if takes_part { load.pins.saturating_sub(load.share) } else { 0 };
             let average = sizes.get(&load.peer_id).and_then(|size| size.checked_div(load.pins));
             Row {
                 peer: ids::peer_from_bytes(&load.peer_id).map(|id| id.to_string()).unwrap_or_default(),
                 pins: load.pins,
                 share: load.share,
+                takes_part,
                 gives,
                 takes: if takes_part { load.share.saturating_sub(load.pins) } else { 0 },
                 gives_bytes: average.map(|average| average.saturating_mul(gives)),
@@ -153,11 +173,14 @@ impl Plan {
         let mut text = String::new();
         for row in &self.0 {
             let _ = write!(text, "{} | Items: {} | ", row.peer, row.pins);
-            let _ = match (row.share, row.gives, row.takes) {
-                (0, _, _) => writeln!(text, "takes no part: away, draining, in maintenance or without its IPFS node"),
-                (share, 0, 0) => writeln!(text, "Share: {share}"),
-                (share, 0, takes) => writeln!(text, "Share: {share} | takes up to {takes}"),
-                (share, gives, _) => match row.gives_bytes {
+            let share = row.share;
+            let _ = match (row.takes_part, row.gives, row.takes) {
+                (false, _, _) => {
+                    writeln!(text, "takes no part: away, draining, in maintenance or without its IPFS node")
+                }
+                (true, 0, 0) => writeln!(text, "Share: {share}"),
+                (true, 0, takes) => writeln!(text, "Share: {share} | takes up to {takes}"),
+                (true, gives, _) => match row.gives_bytes {
                     Some(bytes) => {
                         writeln!(text, "Share: {share} | gives {gives}, about {}", output::size_text(bytes))
                     }
@@ -185,7 +208,7 @@ impl Plan {
             .iter()
             .map(|row| {
                 serde_json::json!({
-                    "peer": row.peer, "items": row.pins, "share": row.share, "takes_part": row.share > 0,
+                    "peer": row.peer, "items": row.pins, "share": row.share, "takes_part": row.takes_part,
                     "gives": row.gives, "takes": row.takes, "gives_bytes": row.gives_bytes,
                 })
             })
@@ -199,7 +222,7 @@ mod tests {
     use super::*;
 
     fn load(peer: u8, pins: u64, share: u64) -> PeerLoad {
-        PeerLoad { peer_id: vec![peer], pins, share }
+        PeerLoad { peer_id: vec![peer], pins, share, takes_part: share > 0 }
     }
 
     /// Goal: the plan has counts and bytes for each peer, says when bytes are unknown, and who takes no part.

@@ -55,6 +55,10 @@ fn text(status: &RepinStatusReply) -> String {
     );
     let _ = writeln!(text, "  > Cannot be satisfied: {}", status.unsatisfied);
     let _ = writeln!(text, "  > Moved: {}, waiting for the new copy: {}", status.moved, status.unconfirmed);
+    let rebalance = status.rebalance.unwrap_or_default();
+    if rebalance.running {
+        let _ = writeln!(text, "  > Rebalancing: {} moved, {} left", rebalance.moved, rebalance.left);
+    }
     for peer in &status.peers {
         let id = ids::peer_from_bytes(&peer.peer_id).map(|id| id.to_string()).unwrap_or_default();
         let _ = write!(text, "  > {id} : {}", state(peer).to_uppercase());
@@ -83,6 +87,7 @@ fn json(status: &RepinStatusReply) -> serde_json::Value {
             })
         })
         .collect();
+    let rebalance = status.rebalance.unwrap_or_default();
     serde_json::json!({
         "phase": phase(status),
         "reason": status.reason,
@@ -93,6 +98,7 @@ fn json(status: &RepinStatusReply) -> serde_json::Value {
         "unconfirmed": status.unconfirmed,
         "moved": status.moved,
         "settled": status.settled,
+        "rebalance": { "running": rebalance.running, "moved": rebalance.moved, "left": rebalance.left },
         "peers": peers,
     })
 }
@@ -110,11 +116,13 @@ mod tests {
             pins_per_second: 50,
             under_replicated: 7,
             lost: 1,
+            rebalance: Some(pinfold_proto::types::Rebalance { running: true, moved: 3, left: 4 }),
             ..RepinStatusReply::default()
         };
         let shown = text(&status);
         assert!(shown.starts_with("Re-pinning: stopped (3 of 5 members are away)\n"), "{shown}");
         assert!(shown.contains("Under-replicated: 7, of them without a live copy: 1"), "{shown}");
-        assert_eq!(json(&status)["phase"], "stopped");
+        assert!(shown.contains("Rebalancing: 3 moved, 4 left"), "{shown}");
+        assert_eq!((&json(&status)["phase"], &json(&status)["rebalance"]["left"]), (&"stopped".into(), &4.into()));
     }
 }
