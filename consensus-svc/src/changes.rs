@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::core::{Core, Position};
+use crate::core::{Core, Position, unreadable};
 use crate::pinset::Change;
 use crate::store::{self, State};
 
@@ -60,8 +60,7 @@ impl Follower {
             match self.follow_from(cursor.take()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    let status = pinfold_common::Error::internal(format!("read the pinset: {error}")).into();
-                    let _ = self.replies.send(Err(status)).await;
+                    let _ = self.replies.send(Err(unreadable(error).into())).await;
                     return;
                 }
                 Err(Ended) => return,

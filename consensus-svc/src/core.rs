@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::coordinator::Origin;
 use crate::raft::{Node, RaftStatus};
 use crate::replication::Replication;
-use crate::store::State;
+use crate::store::{self, State};
 
 /// Applying up to an index that is committed already.
 pub const APPLY_DEADLINE: Duration = Duration::from_secs(5);
@@ -214,6 +214,11 @@ impl Core {
             Leader::Nobody => Vec::new(),
         }
     }
+}
+
+/// The disk under the state does not give what it holds.
+pub fn unreadable(error: store::Error) -> Error {
+    Error::internal(format!("read the pinset: {error}"))
 }
 
 /// Awaits what a client asked for and the leader does. The leader's error stays as it is: clients compare its text.

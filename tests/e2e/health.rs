@@ -5,16 +5,10 @@ use pinfold_common::json::AlertJson;
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 /// What `ctl` prints on standard output; it must succeed.
 async fn ctl(cluster: &TestCluster, peer: usize, arguments: &[&str]) -> String {
-    let mut command = Command::new(TestCluster::ctl());
-    command.args(["--host", &cluster.peer(peer).api]).args(arguments).kill_on_drop(true);
-    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("in time").unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
+    cluster.ctl_prints(peer, arguments).await
 }
 
 async fn json_of(cluster: &TestCluster, arguments: &[&str]) -> Value {

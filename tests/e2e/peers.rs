@@ -8,19 +8,10 @@ use pinfold_proto::api;
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use serde_json::json;
-use tokio::process::Command;
 
 /// Runs `ctl` at a peer: its exit code, stdout and stderr.
 async fn ctl(cluster: &TestCluster, at: usize, words: &[&str]) -> (i32, String, String) {
-    let output = Command::new(TestCluster::ctl())
-        .args(["--host", &cluster.peer(at).api])
-        .args(words)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .expect("ctl runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    cluster.run_ctl(at, words).await
 }
 
 async fn listed(cluster: &TestCluster, at: usize) -> Vec<String> {

@@ -4,21 +4,23 @@ use std::collections::BTreeMap;
 
 use pinfold_common::pin::PinRequest;
 use pinfold_common::tls::Room;
+use pinfold_proto::types;
 use pinfold_proto::types::repin_change_call::Switch;
+use pinfold_proto::types::repin_status_reply::Phase;
 use pinfold_proto::types::{RepinChangeCall, RepinStatusReply};
-use pinfold_proto::{api, types};
 use pinfold_tests::cluster::{TestCluster, eventually};
 use pinfold_tests::content;
+use pinfold_tests::pins::{Pinset, pin_all};
 use serde_json::{Value, json};
 
-use super::repin::{Pinset, id, pinset, settings, start, status, status_when, without_peers};
+use super::repin::{id, pinset, settings, start, status, status_when, without_peers};
 
 const PINS: usize = 200;
 /// So that the run is still under way when its leader is killed.
 const PER_SECOND: u32 = 40;
 const SAMPLE: usize = 5;
 
-/// Everything on the first two of four peers, as a person wished, with one copy that may go.
+/// Everything on the first two of four peers, as a person wished.
 async fn pin_on_two(cluster: &TestCluster) {
     let request = |number: usize| {
         let mut request = types::PinRequest::from(PinRequest::new(content::identity_cid(&format!("uneven {number}"))));
@@ -29,10 +31,7 @@ async fn pin_on_two(cluster: &TestCluster) {
         request
     };
     let requests = (0..PINS).map(request).collect();
-    let reply = cluster.pins(0).pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await;
-    for result in reply.unwrap().into_inner().results {
-        assert!(matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_))), "{result:?}");
-    }
+    pin_all(cluster.pins(0), requests).await;
 }
 
 fn counts(cluster: &TestCluster, pins: &Pinset) -> Vec<usize> {
@@ -50,12 +49,7 @@ async fn change(cluster: &TestCluster, switch: Switch) -> RepinStatusReply {
 }
 
 async fn ctl(cluster: &TestCluster, arguments: &[&str]) -> Value {
-    let peer = cluster.peer(1);
-    let mut command = tokio::process::Command::new(TestCluster::ctl());
-    command.args(["--enc", "json", "--host", &peer.api, "--config"]).arg(&peer.folder).args(arguments);
-    let output = command.output().await.unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{arguments:?}: {out}{err}");
+    let out = cluster.ctl_prints(1, &[&["--enc", "json"], arguments].concat()).await;
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
 }
 
@@ -82,6 +76,8 @@ async fn full_peers_give_to_empty_ones() {
 
     change(&cluster, Switch::Pause).await;
     assert!(run_of(&change(&cluster, Switch::Rebalance).await).running);
+    let held = status_when(&cluster, 1, "the leader holds it", |status| status.phase() == Phase::Paused).await;
+    assert_eq!((run_of(&held).running, run_of(&held).moved), (true, 0));
     assert_eq!(pinset(&cluster, 0).await.as_ref(), Some(&before), "it is paused");
     change(&cluster, Switch::Resume).await;
     status_when(&cluster, 1, "some are moved", |status| run_of(status).moved >= 20).await;

@@ -1,6 +1,5 @@
 //! Peers die, one or several, and their items get their copies back: real processes, killed hard.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pinfold_common::config::Overrides;
@@ -13,9 +12,8 @@ use pinfold_proto::types::{
 use pinfold_proto::{api, types};
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
+use pinfold_tests::pins::{self, Pinset, pin_all};
 use serde_json::json;
-
-pub(super) type Pinset = BTreeMap<Vec<u8>, types::Pin>;
 
 /// Pings every second, so that a silence is noticed after two, and a grace as given.
 pub(super) fn settings(grace: &str) -> Overrides {
@@ -47,20 +45,12 @@ async fn pin_many(cluster: &TestCluster, at: usize, label: &str, count: usize, f
     };
     for chunk in (0..count).collect::<Vec<usize>>().chunks(500) {
         let requests = chunk.iter().map(|number| request(*number)).collect();
-        let reply = cluster.pins(at).pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await;
-        for result in reply.unwrap().into_inner().results {
-            assert!(matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_))), "{result:?}");
-        }
+        pin_all(cluster.pins(at), requests).await;
     }
 }
 
 pub(super) async fn pinset(cluster: &TestCluster, at: usize) -> Option<Pinset> {
-    let mut stream = cluster.pins(at).list(api::ListRequest::default()).await.ok()?.into_inner();
-    let mut pins = Pinset::new();
-    while let Some(reply) = stream.message().await.ok()? {
-        pins.extend(reply.pins.into_iter().map(|pin| (pin.cid.clone(), pin)));
-    }
-    Some(pins)
+    pins::list(cluster.pins(at)).await
 }
 
 pub(super) async fn status(cluster: &TestCluster, at: usize) -> Option<RepinStatusReply> {

@@ -21,13 +21,8 @@ async fn pin(cluster: &TestCluster, texts: std::ops::Range<u32>) -> Vec<String> 
 
 /// `ctl` on a peer; its standard output.
 async fn ctl(cluster: &TestCluster, arguments: &[&str]) -> String {
-    let peer = cluster.peer(0);
-    let mut command = tokio::process::Command::new(TestCluster::ctl());
-    command.arg("--host").arg(&peer.api).arg("--config").arg(&peer.folder).args(arguments);
-    let output = command.output().await.unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{arguments:?}: {out}{err}");
-    out.into_owned()
+    let folder = cluster.peer(0).folder.to_str().unwrap();
+    cluster.ctl_prints(0, &[&["--config", folder], arguments].concat()).await
 }
 
 fn lines(text: &str) -> Vec<&str> {

@@ -1,7 +1,6 @@
 //! What an operator asks about pins that do not move and about unpins that wait, through `ctl` itself.
 
 use std::collections::BTreeMap;
-use std::process::Output;
 
 use cid::Cid;
 use multihash::Multihash;
@@ -10,17 +9,8 @@ use pinfold_common::tls::Room;
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually, programs};
 use pinfold_tests::content;
 
-async fn ctl(cluster: &TestCluster, arguments: &[&str]) -> Output {
-    let mut command = tokio::process::Command::new(TestCluster::ctl());
-    command.args(["--host", &cluster.peer(0).api]).args(arguments);
-    command.output().await.unwrap()
-}
-
 async fn text(cluster: &TestCluster, arguments: &[&str]) -> String {
-    let output = ctl(cluster, arguments).await;
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "ctl {arguments:?}: {:?} {stderr}", output.status);
-    String::from_utf8(output.stdout).unwrap()
+    cluster.ctl_prints(0, arguments).await
 }
 
 async fn json(cluster: &TestCluster, arguments: &[&str]) -> serde_json::Value {
@@ -99,7 +89,7 @@ async fn tracked(cluster: &TestCluster) -> BTreeMap<String, (String, u32)> {
 }
 
 /// Goal: a queue full of pins that nobody can provide survives kill -9 of the connector: nothing is missing, attempts
-/// are not counted anew, and what can be pinned is, before and after.
+/// are not counted anew, and what can be pinned is, behind all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queue_survives_kill_9() {
     const DEAD: u8 = 200;

@@ -174,6 +174,22 @@ impl TestCluster {
         text
     }
 
+    /// `ctl` at a peer: its exit code, standard output and standard error.
+    pub async fn run_ctl(&self, at: usize, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = tokio::process::Command::new(TestCluster::ctl());
+        command.args(["--host", &self.peer(at).api]).args(arguments).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("in time").expect("ctl runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// What `ctl` at a peer prints on standard output; it must succeed.
+    pub async fn ctl_prints(&self, at: usize, arguments: &[&str]) -> String {
+        let (code, out, err) = self.run_ctl(at, arguments).await;
+        assert_eq!(code, 0, "ctl {arguments:?}: {out}{err}");
+        out
+    }
+
     /// The programs of this build, for tests that run `ctl` itself.
     pub fn ctl() -> PathBuf {
         programs().path("ctl").expect("ctl is built")

@@ -6,5 +6,6 @@ pub mod content;
 pub mod house;
 pub mod kubo;
 pub mod needs;
+pub mod pins;
 pub mod raw;
 pub mod rest;

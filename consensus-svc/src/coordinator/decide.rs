@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::rules::{self, Draft, Surroundings};
 use super::{Answer, Job, Work, allocate, propose};
-use crate::core::Core;
+use crate::core::{Core, unreadable};
 use crate::pinset::{self, PeerTable};
 use crate::raft::ProposeError;
 
@@ -98,7 +98,7 @@ async fn once(
     let (existing, guessed) = tokio::join!(core.state.get_many(&cids), guess(core, open, &items, &facts.peers, now));
     let existing: HashMap<Vec<u8>, Arc<types::Pin>> = match existing {
         Ok(rows) => rows.into_iter().map(|(cid, pin)| (cid, Arc::new(pin))).collect(),
-        Err(error) => return Err((Error::internal(format!("read the pinset: {error}")), items)),
+        Err(error) => return Err((unreadable(error), items)),
     };
     core.expect_new_items.store(existing.len() * 8 < items.len(), Ordering::Relaxed);
     let mut steps: Vec<(Item, Step)> = Vec::with_capacity(items.len());

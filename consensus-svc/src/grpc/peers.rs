@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use pinfold_common::Error;
 use pinfold_common::shutdown::Shutdown;
 use pinfold_proto::consensus::peers_server::Peers;
 use pinfold_proto::consensus::status_reply::Role;
@@ -16,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::coordinator::Origin;
-use crate::core::Core;
+use crate::core::{Core, unreadable};
 use crate::membership;
 use crate::raft;
 use crate::store;
@@ -87,9 +86,7 @@ impl Peers for PeersService {
     }
 
     async fn digest(&self, _request: Request<DigestCall>) -> Result<Response<DigestReply>, Status> {
-        let digest = self.core.state.digest().await;
-        let digest = digest.map_err(|error| Error::internal(format!("read the pinset: {error}")))?;
-        let store::Digest { index, lineage, pins, sha256 } = digest;
+        let store::Digest { index, lineage, pins, sha256 } = self.core.state.digest().await.map_err(unreadable)?;
         Ok(Response::new(DigestReply { index, lineage, pins, sha256 }))
     }
 

@@ -14,7 +14,7 @@ use super::plan::judge::maintained_until;
 use super::plan::{REBALANCE, Standings};
 use super::{control, propose, written};
 use crate::coordinator::allocate;
-use crate::core::Core;
+use crate::core::{Core, unreadable};
 use crate::store::Facts;
 
 /// Entries of one page of the index.
@@ -57,7 +57,7 @@ pub(super) fn taking_part<'a>(facts: &'a Facts, standings: &'a Standings) -> imp
     })
 }
 
-pub(super) async fn loads(core: &Core, facts: &Facts, standings: &Standings) -> crate::store::Result<Loads> {
+async fn loads(core: &Core, facts: &Facts, standings: &Standings) -> crate::store::Result<Loads> {
     let mut counts = Vec::new();
     for peer in taking_part(facts, standings) {
         counts.push((peer.clone(), core.state.count_allocated_to(peer).await?));
@@ -81,7 +81,7 @@ impl Balancer {
             return Ok(Step::Nothing);
         }
         if self.walk.as_ref().is_none_or(|walk| walk.standings != *standings) {
-            let loads = loads(core, &facts, standings).await.map_err(internal)?;
+            let loads = loads(core, &facts, standings).await.map_err(unreadable)?;
             if loads.are_even() {
                 return self.end(core, term, "all peers hold an even share").await;
             }
@@ -92,7 +92,7 @@ impl Balancer {
         if walk.loads.excess() > 0 && !walk.loads.has_taker(&saturated) {
             return Ok(Step::Wait);
         }
-        let Some((giver, pins)) = walk.next(core, most).await.map_err(internal)? else {
+        let Some((giver, pins)) = walk.next(core, most).await.map_err(unreadable)? else {
             let has_moved = walk.has_moved;
             self.walk = None;
             // What was moved meanwhile, by others too, is counted anew.
@@ -117,10 +117,6 @@ impl Balancer {
         tracing::info!(why, "rebalanced");
         Ok(Step::Nothing)
     }
-}
-
-fn internal(error: crate::store::Error) -> pinfold_common::Error {
-    pinfold_common::Error::internal(format!("read the pinset: {error}"))
 }
 
 impl Walk {

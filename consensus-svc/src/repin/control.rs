@@ -1,7 +1,7 @@
 //! What people ask of re-pinning, and change about it: at the leader, one hop (docs/repin.md). Changes are replicated
 //! settings, so that the next leader keeps to them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pinfold_common::ids::peer_from_bytes;
@@ -18,6 +18,7 @@ use pinfold_proto::types::{
 };
 use tonic::transport::Channel;
 
+use super::plan::balance::Loads;
 use super::plan::judge::{maintained_until, maintenance_key};
 use super::plan::{PAUSED, PINS_PER_SECOND, REBALANCE, STOP_LIFTED, Standings, gate};
 use super::{balancing, moving, propose};
@@ -87,17 +88,18 @@ async fn loads(core: &Core) -> Result<Vec<PeerLoad>> {
     let facts = core.state.facts();
     let standings = Standings::new(&facts.peers, &core.repin.judgement().ipfs_down);
     let failed = |error| Error::internal(format!("count what each peer holds: {error}"));
-    let even = balancing::loads(core, &facts, &standings).await.map_err(failed)?;
     let part: BTreeSet<&Vec<u8>> = balancing::taking_part(&facts, &standings).collect();
-    let mut loads = Vec::new();
+    let mut counts = BTreeMap::new();
     for row in facts.peers.members() {
-        let pins = core.state.count_allocated_to(&row.peer_id).await.map_err(failed)?;
-        let takes_part = part.contains(&row.peer_id);
-        let share = if takes_part { even.share_of(&row.peer_id) } else { 0 };
-        loads.push(PeerLoad { peer_id: row.peer_id.clone(), pins, share, takes_part });
+        counts.insert(&row.peer_id, core.state.count_allocated_to(&row.peer_id).await.map_err(failed)?);
     }
-    loads.sort_by(|left, right| left.peer_id.cmp(&right.peer_id));
-    Ok(loads)
+    let even: Loads = counts.iter().filter(|(peer, _)| part.contains(*peer)).map(|(p, n)| ((*p).clone(), *n)).collect();
+    let load = |(peer, pins): (&Vec<u8>, u64)| {
+        let takes_part = part.contains(peer);
+        let share = if takes_part { even.share_of(peer) } else { 0 };
+        PeerLoad { peer_id: peer.clone(), pins, share, takes_part }
+    };
+    Ok(counts.into_iter().map(load).collect())
 }
 
 /// Members that do not count as holders, or are about to, or are in maintenance.

@@ -133,20 +133,20 @@ impl Mover {
         if !scan.is_done() {
             return Duration::ZERO;
         }
-        let standings = scan.standings.clone();
         {
             let mut board = core.repin.board.lock();
             board.is_moving = false;
             board.unsatisfied = self.unsatisfied.clone();
             board.report();
         }
-        self.balance(core, &standings, available).await
+        self.balance(core, available).await
     }
 
     /// Nothing has too few copies that could have more.
-    async fn balance(&mut self, core: &Core, standings: &Standings, available: usize) -> Duration {
+    async fn balance(&mut self, core: &Core, available: usize) -> Duration {
+        let Some(scan) = &self.scan else { return IDLE };
         let started = Instant::now();
-        match self.balancer.step(core, self.term, standings, available).await {
+        match self.balancer.step(core, self.term, &scan.standings, available).await {
             Ok(Step::Nothing | Step::Wait) => IDLE,
             Ok(Step::Moved(moved)) => {
                 self.budget.spend(moved);

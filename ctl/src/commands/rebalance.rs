@@ -14,6 +14,7 @@ use pinfold_proto::types::repin_change_call::Switch;
 use pinfold_proto::types::repin_status_reply::Phase;
 use pinfold_proto::types::{PeerLoad, RepinChangeCall, RepinStatusCall, RepinStatusReply};
 
+use super::repin::status::phase;
 use crate::cli::{Encoding, Rebalance};
 use crate::client::{Client, Outcome};
 use crate::output;
@@ -79,15 +80,18 @@ async fn follow(client: &Client, mut now: RepinStatusReply, moves: u64) -> Outco
             bar.finish_and_clear();
             return Ok(());
         }
-        bar.set_position(moves.saturating_sub(run.left.max(u64::from(run.running && run.left == 0))));
-        bar.set_message(match (now.phase(), run.running) {
-            (Phase::Moving | Phase::Idle | Phase::Unspecified, true) => {
-                format!("{} wait for the new copy", now.unconfirmed)
-            }
-            (Phase::Waiting | Phase::Paused | Phase::Stopped | Phase::Disabled, true) => {
-                format!("waits: re-pinning is {}", now.reason)
-            }
-            (_, false) => format!("{} wait for the new copy", now.unconfirmed),
+        // Nothing is counted before the run's first look.
+        if run.left > 0 || !run.running {
+            bar.set_position(moves.saturating_sub(run.left));
+        }
+        let is_held = match now.phase() {
+            Phase::Moving | Phase::Idle | Phase::Unspecified => false,
+            Phase::Waiting | Phase::Paused | Phase::Stopped | Phase::Disabled => run.running,
+        };
+        bar.set_message(if is_held {
+            format!("waits: re-pinning is {} ({})", phase(&now), now.reason)
+        } else {
+            format!("{} wait for the new copy", now.unconfirmed)
         });
         now = status_in_time(client).await?;
     }

@@ -66,20 +66,26 @@ async fn seed_i12_fault_d2_d4_first_error_of_the_disk_is_final() {
             let victim = template.copy_to(&folder.path().join(&name).join("peer"), &secret);
             let trace = Trace::inject(&point, Effect::Fail(errno), folder.path().join(format!("{name}.strace")));
             let pinned = Mutex::new(recorded.clone());
-            let mut running = victim.start(None, Some(&trace));
-            let ended = running.work(&victim, &name, MOST_REQUESTS, &pinned).await;
-            let ended = ended.unwrap_or_else(|| panic!("{name}: goes on, injected {}", trace.injected()));
-            assert!(trace.injected() > 0, "{name}: the fault did not take effect");
-            assert_eq!(ended.code(), Some(EXIT_DISK), "{name}: {ended}\n{}", victim.words());
-            let running = victim.start(None, None);
-            victim.verify(&name, &pinned).await;
-            running.kill().await;
+            ends_for_good(&victim, &name, &trace, MOST_REQUESTS, &pinned).await;
             report.fault(&format!("{errno} at {call}"));
             let pinned = pinned.into_inner().unwrap();
             report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
         }
     }
     report.finish();
+}
+
+/// The victim works under this trace until the fault ends it, as an error of the disk does; on a disk that works it has
+/// every acknowledged pin.
+async fn ends_for_good(victim: &Solo, name: &str, trace: &Trace, most: usize, pinned: &Mutex<Pinned>) {
+    let mut running = victim.start(None, Some(trace));
+    let ended = running.work(victim, name, most, pinned).await;
+    let ended = ended.unwrap_or_else(|| panic!("{name}: goes on, injected {}", trace.injected()));
+    assert!(trace.injected() > 0, "{name}: the fault did not take effect");
+    assert_eq!(ended.code(), Some(EXIT_DISK), "{name}: {ended}\n{}", victim.words());
+    let running = victim.start(None, None);
+    victim.verify(name, pinned).await;
+    running.kill().await;
 }
 
 /// Goal: moving the write-ahead log to the file is no exception, although nobody's request waits for it: its first error
@@ -105,14 +111,7 @@ async fn seed_i12_fault_d2_d4_error_of_a_checkpoint_is_final() {
         assert!(path.is_file(), "{} is there", path.display());
         let trace = Trace::fail_on(&path, call, errno, folder.path().join(format!("{name}.strace")));
         let pinned = Mutex::new(Pinned::clone(&pinned.lock().unwrap()));
-        let mut running = victim.start(None, Some(&trace));
-        let ended = running.work(&victim, &name, MOST_TO_A_CHECKPOINT, &pinned).await;
-        let ended = ended.unwrap_or_else(|| panic!("{name}: goes on, injected {}", trace.injected()));
-        assert!(trace.injected() > 0, "{name}: the fault did not take effect");
-        assert_eq!(ended.code(), Some(EXIT_DISK), "{name}: {ended}\n{}", victim.words());
-        let running = victim.start(None, None);
-        victim.verify(&name, &pinned).await;
-        running.kill().await;
+        ends_for_good(&victim, &name, &trace, MOST_TO_A_CHECKPOINT, &pinned).await;
         report.fault(&format!("{errno} at {call} of {file}"));
     }
     report.finish();

@@ -1,6 +1,6 @@
 //! A cluster in two parts, and what becomes of the pins (seed:H9.9): only the part with a majority may say who is away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use pinfold_common::channel::MAX_MESSAGE_BYTES;
 use pinfold_common::pin::PinRequest;
@@ -10,6 +10,7 @@ use pinfold_proto::types::{self, RepinStatusCall, RepinStatusReply};
 use pinfold_tests::cluster::eventually;
 use pinfold_tests::content::identity_cid;
 use pinfold_tests::needs;
+use pinfold_tests::pins::{Pinset, pin_all};
 use pinfold_tests::rest::Rest;
 use serde_json::json;
 
@@ -21,8 +22,6 @@ const PINS: usize = 200;
 const COPIES: i32 = 2;
 /// Statuses looked at on the nodes themselves.
 const SAMPLE: usize = 5;
-
-type Pinset = BTreeMap<Vec<u8>, types::Pin>;
 
 /// Goal: five peers, the leader and one more on one side of a cut. Their side starts nothing; the other three elect a
 /// leader, take the two for away and bring every item back to two copies among themselves. After healing all five hold
@@ -125,12 +124,7 @@ async fn pin(house: &House, at: usize) {
         (options.replication_factor_min, options.replication_factor_max) = (COPIES, COPIES);
         request
     };
-    let requests = (0..PINS).map(request).collect();
-    let mut client = pins(house, at);
-    let reply = client.pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await;
-    for result in reply.expect("an answer").into_inner().results {
-        assert!(matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_))), "{result:?}");
-    }
+    pin_all(pins(house, at), (0..PINS).map(request).collect()).await;
 }
 
 fn pins(house: &House, at: usize) -> api::pins_client::PinsClient<tonic::transport::Channel> {
@@ -140,12 +134,7 @@ fn pins(house: &House, at: usize) -> api::pins_client::PinsClient<tonic::transpo
 
 /// What the peer's own state holds.
 async fn pinset(house: &House, at: usize) -> Option<Pinset> {
-    let mut stream = pins(house, at).list(api::ListRequest::default()).await.ok()?.into_inner();
-    let mut pins = Pinset::new();
-    while let Some(reply) = stream.message().await.ok()? {
-        pins.extend(reply.pins.into_iter().map(|pin| (pin.cid.clone(), pin)));
-    }
-    Some(pins)
+    pinfold_tests::pins::list(pins(house, at)).await
 }
 
 async fn repin_status(house: &House, at: usize) -> Option<RepinStatusReply> {

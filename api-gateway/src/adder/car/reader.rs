@@ -116,7 +116,7 @@ impl CarReader {
 
     /// Whether the version 1 within a version 2 was read to its end.
     fn is_over(&self) -> bool {
-        self.end == Some(self.offset) || self.end.is_some_and(|end| self.offset > end)
+        self.end.is_some_and(|end| self.offset >= end)
     }
 
     fn skip(&mut self, bytes: usize) {

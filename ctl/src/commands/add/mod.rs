@@ -42,9 +42,12 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: Add) -> Outcome
         wait_for(client, &root, &done, &arguments, &bar).await?;
     }
     bar.finish_and_clear();
+    // What everybody is to hold names no peer.
+    let fetches = done.pin.as_ref().is_some_and(|pin| pin.allocations.is_empty());
+    let fate = if fetches { "it will fetch them" } else { "it is left out" };
     for failed in &done.failed {
         let peer = ids::peer_from_bytes(&failed.peer)?;
-        eprintln!("warning: {peer} did not take the blocks ({}); it will fetch them", failed.error);
+        eprintln!("warning: {peer} did not take the blocks ({}); {fate}", failed.error);
     }
     if arguments.quieter {
         output::print(&format!("{root}\n"))?;

@@ -1,7 +1,7 @@
 //! `ctl repin …`
 
 mod ls;
-mod status;
+pub mod status;
 
 use pinfold_proto::types::repin_change_call::Switch;
 use pinfold_proto::types::{RepinChangeCall, RepinStatusCall};

@@ -19,7 +19,8 @@ pub fn print(encoding: Encoding, status: &RepinStatusReply) -> Outcome {
     }
 }
 
-fn phase(status: &RepinStatusReply) -> &'static str {
+/// In one word, as it follows "re-pinning is".
+pub fn phase(status: &RepinStatusReply) -> &'static str {
     match status.phase() {
         Phase::Unspecified => "starting",
         Phase::Idle => "idle",
