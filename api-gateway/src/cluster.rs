@@ -244,6 +244,15 @@ pub async fn ask<T>(
     }
 }
 
+/// The entry of an answer. Where it may only be missing, the error says so.
+pub fn found(reply: consensus::GetReply) -> Result<types::Pin> {
+    let missing = || match reply.stale {
+        false => Error::not_in_pinset(),
+        true => Error::not_in_pinset().context("this peer has no leader or is behind it, and as far as it knows"),
+    };
+    reply.pin.ok_or_else(missing)
+}
+
 /// The pins of a chunk, which come as they lie on disk.
 pub fn pins_of(reply: consensus::ListReply) -> Result<Vec<types::Pin>> {
     let pins = reply.pins.into_iter().map(types::Pin::decode);

@@ -166,11 +166,20 @@ async fn seed_b6_c4_f2_services_and_leaders_are_missed_and_come_back() {
         troubles(&cluster, left).await?.iter().any(|trouble| trouble.contains("no leader")).then_some(())
     })
     .await;
-    assert_eq!(cluster.rest(left).get(&format!("/allocations/{held}")).await.status, 200);
+    let stale = |answer: &pinfold_tests::rest::Answer| answer.headers.get("x-pinfold-stale").cloned();
+    let marked = Some("true".to_owned());
+    let known = cluster.rest(left).get(&format!("/allocations/{held}")).await;
+    assert_eq!((known.status, stale(&known)), (200, marked.clone()));
+    let list = cluster.rest(left).get("/allocations").await;
+    assert_eq!((list.status, stale(&list)), (200, marked));
+    let unknown = cluster.rest(left).get(&format!("/allocations/{}", content::identity_cid("never"))).await;
+    assert!(unknown.status == 404 && unknown.body.contains("as far as it knows"), "{}", unknown.body);
     assert_eq!(pin(left, "refused").await, 500);
     for at in [leader, other] {
         cluster.peer(at).service(Room::Consensus).unwrap().resume().await;
     }
     eventually("a leader again", || async { troubles(&cluster, left).await?.is_empty().then_some(()) }).await;
+    let known = cluster.rest(left).get(&format!("/allocations/{held}")).await;
+    assert_eq!((known.status, stale(&known)), (200, None));
     assert_eq!(pin(left, "accepted").await, 200);
 }

@@ -14,7 +14,7 @@ use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinManyCall, PinR
 use pinfold_proto::{api, consensus, types};
 use tonic::{Request, Response, Status};
 
-use crate::cluster::{Cluster, READ_DEADLINE, ask, from_status, pins_of};
+use crate::cluster::{Cluster, READ_DEADLINE, ask, found, from_status, pins_of};
 use crate::fanout::{self, Listing, ListingRequest, Scope};
 use crate::rest::{IpfsPath, parse_ipfs_path, resolve};
 
@@ -146,8 +146,8 @@ impl pins_server::Pins for PinsApi {
         let api::GetRequest { cid, consistent } = request.into_inner();
         let cid = cid_from_bytes(&cid)?;
         let reply = self.cluster.get(cid.to_bytes(), consistency(consistent)).await?;
-        let pin = reply.pin.ok_or_else(Error::not_in_pinset)?;
-        Ok(Response::new(api::PinnedItem { pin: Some(pin), index: reply.index, stale: reply.stale }))
+        let (index, stale) = (reply.index, reply.stale);
+        Ok(Response::new(api::PinnedItem { pin: Some(found(reply)?), index, stale }))
     }
 
     async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
@@ -163,7 +163,7 @@ impl pins_server::Pins for PinsApi {
         let mut pins = self.cluster.pins();
         let replies = ask("list the pinset", READ_DEADLINE, pins.list(call)).await?;
         let replies = replies.map(|reply| match reply {
-            Ok(reply) => Ok(api::ListReply { pins: pins_of(reply)? }),
+            Ok(reply) => Ok(api::ListReply { stale: reply.stale, pins: pins_of(reply)? }),
             Err(status) => Err(from_status("list the pinset", status).into()),
         });
         Ok(Response::new(replies.boxed()))

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future;
 use futures::stream::{self, BoxStream};
 use pinfold_common::ids::{parse_cid, peers_from_bytes};
 use pinfold_common::json::{GlobalPinInfoJson, PinJson, PinSource};
@@ -11,14 +12,16 @@ use pinfold_common::time::Timestamp;
 use pinfold_common::{Cid, Code, Error, PeerId, Result};
 use pinfold_proto::api;
 use pinfold_proto::connector::ResolveCall;
-use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinReply, UnpinCall};
+use pinfold_proto::consensus::{Consistency, ListCall, ListReply, PinCall, PinReply, UnpinCall};
+use pinfold_proto::types;
 use tokio::time::timeout;
+use tonic::Streaming;
 
 use super::options::{self, Options};
 use super::respond::{self, Answer};
 use super::rows::{PinRows, StatusRows};
 use super::{Call, IpfsPath, parse_ipfs_path};
-use crate::cluster::{PEER_DEADLINE, READ_DEADLINE, RESOLVE_DEADLINE, ask, from_status, pins_of};
+use crate::cluster::{PEER_DEADLINE, READ_DEADLINE, RESOLVE_DEADLINE, ask, found, from_status, pins_of};
 use crate::fanout::{self, Listing, ListingRequest, Scope};
 
 /// CIDs of one `cids=`, and how many are asked about at once.
@@ -26,6 +29,24 @@ const MAX_CIDS: usize = 1000;
 const CIDS_AT_ONCE: usize = 16;
 /// Of the first piece of a list; a line with many peers is about half a KiB.
 const LINE_BYTES: usize = 512;
+
+/// A piece of the pinset; `stale`: something that is committed may be missing.
+struct Chunk {
+    pins: Vec<types::Pin>,
+    stale: bool,
+}
+
+async fn next_pins(replies: &mut Streaming<ListReply>) -> Option<Result<Chunk>> {
+    match timeout(PEER_DEADLINE, replies.message()).await {
+        Ok(Ok(Some(reply))) => {
+            let stale = reply.stale;
+            Some(pins_of(reply).map(|pins| Chunk { pins, stale }))
+        }
+        Ok(Ok(None)) => None,
+        Ok(Err(status)) => Some(Err(from_status("list the pinset", status))),
+        Err(_) => Some(Err(Error::outcome_unknown("list the pinset: no further answer"))),
+    }
+}
 
 impl Call<'_> {
     /// The original reads the options on each route with a CID, and so refuses wrong ones there.
@@ -111,8 +132,9 @@ impl Call<'_> {
     pub(super) async fn allocation(&self, text: &str) -> Result<Answer> {
         let (cid, _) = self.cid_and_options(text)?;
         let reply = self.rest.cluster.get(cid.to_bytes(), self.consistency()).await?;
-        let pin: Pin = reply.pin.ok_or_else(Error::not_in_pinset)?.try_into()?;
-        Ok(respond::json(&PinJson::new(&pin, PinSource::State)))
+        let stale = reply.stale;
+        let pin: Pin = found(reply)?.try_into()?;
+        Ok(respond::marked(respond::json(&PinJson::new(&pin, PinSource::State)), stale))
     }
 
     pub(super) async fn allocations(&self) -> Result<Answer> {
@@ -124,36 +146,30 @@ impl Call<'_> {
             consistency: self.consistency() as i32,
             min_index: self.rest.cluster.min_index(),
         };
-        let replies = match ask("list the pinset", READ_DEADLINE, self.rest.cluster.pins().list(call)).await {
+        let mut replies = match ask("list the pinset", READ_DEADLINE, self.rest.cluster.pins().list(call)).await {
             Ok(replies) => replies,
             Err(error) => return Ok(respond::stream(stream::iter([Err(error)]).boxed()).await),
         };
-        let lines = stream::unfold(Some((replies, PinRows::default())), |state| async move {
-            let (mut replies, mut rows) = state?;
-            loop {
-                let pins = match timeout(PEER_DEADLINE, replies.message()).await {
-                    Ok(Ok(Some(reply))) => match pins_of(reply) {
-                        Ok(pins) => pins,
-                        Err(error) => return Some((Err(error), None)),
-                    },
-                    Ok(Ok(None)) => return None,
-                    Ok(Err(status)) => return Some((Err(from_status("list the pinset", status)), None)),
-                    Err(_) => {
-                        return Some((Err(Error::outcome_unknown("list the pinset: no further answer")), None));
-                    }
-                };
-                if pins.is_empty() {
-                    continue;
-                }
-                let mut chunk = Vec::with_capacity(pins.len() * LINE_BYTES);
-                let written = pins.iter().try_for_each(|pin| rows.append(&mut chunk, pin));
-                return Some(match written {
-                    Ok(()) => (Ok(Bytes::from(chunk)), Some((replies, rows))),
-                    Err(error) => (Err(error), None),
-                });
+        let first = next_pins(&mut replies).await;
+        let stale = matches!(first, Some(Ok(Chunk { stale: true, .. })));
+        let chunks = stream::iter(first).chain(stream::unfold(replies, async |mut replies| {
+            let next = next_pins(&mut replies).await?;
+            Some((next, replies))
+        }));
+        let lines = chunks.scan((PinRows::default(), false), |(rows, is_over), pins| {
+            if *is_over {
+                return future::ready(None);
             }
+            let line = pins.and_then(|Chunk { pins, .. }| {
+                let mut lines = Vec::with_capacity(pins.len() * LINE_BYTES);
+                pins.iter().try_for_each(|pin| rows.append(&mut lines, pin))?;
+                Ok(Bytes::from(lines))
+            });
+            *is_over = line.is_err();
+            future::ready(Some(line))
         });
-        Ok(respond::stream(lines.boxed()).await)
+        let lines = lines.filter(|line| future::ready(!line.as_ref().is_ok_and(Bytes::is_empty)));
+        Ok(respond::marked(respond::stream(lines.boxed()).await, stale))
     }
 
     pub(super) async fn status(&self, text: &str) -> Result<Answer> {

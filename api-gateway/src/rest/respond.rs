@@ -18,6 +18,8 @@ use serde::Serialize;
 
 pub const STREAM_ERROR: HeaderName = HeaderName::from_static("x-stream-error");
 const STREAM_ERROR_LINE: HeaderValue = HeaderValue::from_static("X-Stream-Error");
+/// Something that is committed may be missing in this answer (protocols.md 4).
+const STALE: HeaderName = HeaderName::from_static("x-pinfold-stale");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 pub type Answer = Response<Body>;
@@ -38,6 +40,14 @@ pub fn document(status: StatusCode, body: impl Into<Body>) -> Answer {
 
 pub fn json(value: &impl Serialize) -> Answer {
     document(StatusCode::OK, to_go_json(value))
+}
+
+/// Says that the answer may lack what is committed, where that is so.
+pub fn marked(mut answer: Answer, stale: bool) -> Answer {
+    if stale {
+        answer.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+    }
+    answer
 }
 
 /// Success without a body, which still names a content type.

@@ -17,8 +17,7 @@ use tonic::{Request, Response, Status};
 use super::pin_many_reply;
 use crate::changes;
 use crate::coordinator::{Coordinator, Origin, single};
-use crate::core::{Core, Leader};
-use crate::store;
+use crate::core::{Core, unreadable};
 
 /// Pins of one chunk of a list.
 const CHUNK_PINS: usize = 256;
@@ -108,13 +107,10 @@ impl PinsService {
         self.core.wait_applied(index).await
     }
 
+    /// Something that is committed may be missing here: there is no leader, or what it had is not applied yet.
     fn is_stale(&self) -> bool {
-        self.core.position.borrow().leader == Leader::Nobody
+        !self.core.position.borrow().caught_up
     }
-}
-
-fn unreadable(error: store::Error) -> Error {
-    Error::internal(format!("read the pinset: {error}"))
 }
 
 /// Chunk after chunk, in constant memory. The first one is sent even when it is empty: it has the index.
