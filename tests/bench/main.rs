@@ -13,6 +13,7 @@ mod report;
 mod rest;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use report::Report;
 
@@ -41,8 +42,8 @@ struct Arguments {
     /// A file that an earlier `--api` run wrote: ratios to it are printed, and are the goals
     #[arg(long)]
     baseline: Option<std::path::PathBuf>,
-    /// Kill peers and watch the repair instead: five, seven, growth, or all of them when none is named
-    #[arg(long, num_args = 0.., value_parser = ["five", "seven", "growth"])]
+    /// Kill peers and watch the repair instead, or disturb them and see that nothing moves; all runs when none is named
+    #[arg(long, num_args = 0.., value_parser = failover::RUNS)]
     failover: Option<Vec<String>>,
     /// Write the figures here, as JSON
     #[arg(long)]
@@ -85,11 +86,21 @@ async fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.baseline.as_deref());
     machine::describe();
-    let outcome = match (&arguments.failover, &arguments.api, arguments.large) {
-        (Some(which), _, _) => failover::run(&mut report, which, arguments.items).await,
-        (None, Some(api), _) => rest::run(&mut report, api, &arguments).await,
-        (None, None, Some(peers)) => large::run(&mut report, peers).await,
-        (None, None, None) => ours::run(&mut report, &arguments).await,
+    let run = async {
+        match (&arguments.failover, &arguments.api, arguments.large) {
+            (Some(which), _, _) => failover::run(&mut report, which, arguments.items).await,
+            (None, Some(api), _) => rest::run(&mut report, api, &arguments).await,
+            (None, None, Some(peers)) => large::run(&mut report, peers).await,
+            (None, None, None) => ours::run(&mut report, &arguments).await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = run => outcome,
+        signal = stopped() => {
+            // Supervised processes would outlive this one.
+            ctl::local::service::kill_all();
+            Err(format!("ended by {signal}").into())
+        }
     };
     if let Some(path) = &arguments.save {
         report.save(path);
@@ -99,4 +110,14 @@ async fn main() -> std::process::ExitCode {
         return std::process::ExitCode::from(2);
     }
     report.finish()
+}
+
+/// Until somebody wants this to end.
+async fn stopped() -> &'static str {
+    let mut terminate = signal(SignalKind::terminate()).expect("a signal handler");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("a signal handler");
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
 }

@@ -1,10 +1,12 @@
 //! Our own clusters: one and three peers, over REST and gRPC, one by one and in batches; lists, memory, restart, the gap
 //! when the leader dies.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ctl::local::Programs;
 use ctl::local::cluster::{Cluster, Ipfs, Options, PortPlan};
 use ctl::local::service::Tell;
 use pinfold_common::channel::MAX_MESSAGE_BYTES;
@@ -40,31 +42,29 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     Ok(())
 }
 
-async fn start(folder: std::path::PathBuf, peers: u16) -> Result<Cluster, Failed> {
+async fn start(folder: PathBuf, peers: u16) -> Result<Cluster, Failed> {
     start_with(folder, peers, Vec::new()).await
 }
 
 /// A cluster with further settings, ready.
-pub async fn start_with(folder: std::path::PathBuf, peers: u16, settings: Overrides) -> Result<Cluster, Failed> {
+pub async fn start_with(folder: PathBuf, peers: u16, settings: Overrides) -> Result<Cluster, Failed> {
     start_on(folder, peers, Ipfs::Embedded { gateways: Vec::new() }, settings).await
 }
 
 /// The same, on other IPFS nodes.
-pub async fn start_on(
-    folder: std::path::PathBuf,
+pub async fn start_on(folder: PathBuf, peers: u16, ipfs: Ipfs, settings: Overrides) -> Result<Cluster, Failed> {
+    start_of(pinfold_tests::cluster::programs(), folder, peers, ipfs, settings).await
+}
+
+/// The same, of other programs.
+pub async fn start_of(
+    programs: Programs,
+    folder: PathBuf,
     peers: u16,
     ipfs: Ipfs,
     settings: Overrides,
 ) -> Result<Cluster, Failed> {
-    let options = Options {
-        folder,
-        peers,
-        ipfs,
-        replication: None,
-        ports: PortPlan::Free,
-        programs: pinfold_tests::cluster::programs(),
-        settings,
-    };
+    let options = Options { folder, peers, ipfs, replication: None, ports: PortPlan::Free, programs, settings };
     let tell: Tell = Arc::new(|service, sentence| eprintln!("{service}: {sentence}"));
     let cluster = Cluster::start(options, tell).await?;
     cluster.wait_ready(PATIENCE, |_, _| {}).await?;
@@ -139,16 +139,21 @@ async fn full(report: &mut Report, cluster: &Cluster, authority: &str, arguments
     Ok(())
 }
 
+/// Who leads; the first one while nobody says so.
 pub async fn leader(cluster: &Cluster) -> usize {
+    current_leader(cluster).await.unwrap_or(0)
+}
+
+pub async fn current_leader(cluster: &Cluster) -> Option<usize> {
     for (index, peer) in cluster.peers.iter().enumerate() {
         if let Ok(mut client) = cluster_client(&peer.api)
             && let Ok(reply) = client.id(api::IdRequest {}).await
             && reply.into_inner().role == "leader"
         {
-            return index;
+            return Some(index);
         }
     }
-    0
+    None
 }
 
 pub fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {

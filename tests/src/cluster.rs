@@ -112,7 +112,7 @@ impl TestCluster {
 
     /// What the peer's consensus-svc says of itself, asked as that peer would.
     pub async fn consensus_status(&self, index: usize) -> consensus::StatusReply {
-        let channel = self.inside(index, Room::Consensus);
+        let channel = inside(self.peer(index), Room::Consensus);
         let mut client = consensus::peers_client::PeersClient::new(channel);
         client.status(consensus::StatusCall {}).await.expect("a status").into_inner()
     }
@@ -126,23 +126,12 @@ impl TestCluster {
 
     /// The blocks that a peer's node holds, asked as that peer itself would.
     pub fn blocks(&self, index: usize) -> connector::blocks_client::BlocksClient<Channel> {
-        let channel = self.inside(index, Room::Connector);
+        let channel = inside(self.peer(index), Room::Connector);
         connector::blocks_client::BlocksClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// A connection to one of the peer's services, with that peer's certificate.
-    fn inside(&self, index: usize, room: Room) -> Channel {
-        let peer = self.peer(index);
-        let file = self.config(index);
-        let identity = Identity::load(&peer.folder).expect("an identity");
-        let tls = Tls::new(&file.secret().expect("a secret"), &identity, Room::Ctl).expect("a certificate");
-        let address = file.announce(room).expect("an address");
-        Channels::new(tls).to(room, &peer.peer_id, &address)
-    }
-
     pub fn config(&self, index: usize) -> File {
-        let args = Args { folder: Some(self.peer(index).folder.clone()), loglevel: "info".to_owned(), debug: false };
-        File::load(&args).expect("the peer's configuration")
+        config(self.peer(index))
     }
 
     /// Which peer leads, as soon as one does and all `of` agree.
@@ -202,6 +191,20 @@ impl Drop for TestCluster {
             eprintln!("{}", self.logs());
         }
     }
+}
+
+/// A connection to one of the peer's services, with that peer's certificate.
+pub fn inside(peer: &Peer, room: Room) -> Channel {
+    let file = config(peer);
+    let identity = Identity::load(&peer.folder).expect("an identity");
+    let tls = Tls::new(&file.secret().expect("a secret"), &identity, Room::Ctl).expect("a certificate");
+    let address = file.announce(room).expect("an address");
+    Channels::new(tls).to(room, &peer.peer_id, &address)
+}
+
+fn config(peer: &Peer) -> File {
+    let args = Args { folder: Some(peer.folder.clone()), loglevel: "info".to_owned(), debug: false };
+    File::load(&args).expect("the peer's configuration")
 }
 
 /// Asks again and again until there is an answer. Waiting on a condition, never on the clock.
