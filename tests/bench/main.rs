@@ -11,6 +11,7 @@ mod machine;
 mod ours;
 mod report;
 mod rest;
+mod state;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +46,9 @@ struct Arguments {
     /// Kill peers and watch the repair instead, or disturb them and see that nothing moves; all runs when none is named
     #[arg(long, num_args = 0.., value_parser = failover::RUNS)]
     failover: Option<Vec<String>>,
+    /// Import pinsets of so many pins instead, and let a peer join each
+    #[arg(long, num_args = 1.., value_name = "PINS")]
+    state: Vec<u64>,
     /// Write the figures here, as JSON
     #[arg(long)]
     save: Option<std::path::PathBuf>,
@@ -87,6 +91,9 @@ async fn main() -> std::process::ExitCode {
     let mut report = Report::new(arguments.baseline.as_deref());
     machine::describe();
     let run = async {
+        if !arguments.state.is_empty() {
+            return state::run(&mut report, &arguments.state).await;
+        }
         match (&arguments.failover, &arguments.api, arguments.large) {
             (Some(which), _, _) => failover::run(&mut report, which, arguments.items).await,
             (None, Some(api), _) => rest::run(&mut report, api, &arguments).await,

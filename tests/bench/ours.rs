@@ -168,7 +168,7 @@ pub fn pins_client(authority: &str) -> Result<api::pins_client::PinsClient<Chann
     Ok(api::pins_client::PinsClient::new(channel(authority)?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-fn request(number: u64) -> types::PinRequest {
+pub fn request(number: u64) -> types::PinRequest {
     let cid = parse_cid(&fresh_cid(number)).expect("a CID made here");
     PinRequest::new(cid).into()
 }
