@@ -1,6 +1,6 @@
-# make up, make check, make test, make bench, make bench-peers, make bench-failover, make chaos.
+# make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-failover, make chaos.
 
-.PHONY: up check test bench bench-peers bench-failover chaos
+.PHONY: up check test bench bench-peers bench-state bench-failover chaos
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -28,7 +28,13 @@ bench-peers:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --large 25 $(BENCH)
 
-# Peers killed under a full pinset, and what became of every item; FAILOVER="five", "seven" or "growth" runs one part. Then
+# Pinsets of millions: import, list, restart, a peer that joins; STATE="1000000" for one size. Some 20 GB below TMPDIR.
+STATE ?= 1000000 10000000
+bench-state:
+	$(CARGO) build --release --workspace --bins
+	target/release/bench --state $(STATE) $(BENCH)
+
+# Peers killed under a full pinset, and what became of every item; FAILOVER="seven" runs one part (`bench --help` names them). Then
 # what verdicts and allocation cost among a thousand peers.
 bench-failover:
 	$(CARGO) build --release --workspace --bins

@@ -73,6 +73,7 @@ pub async fn beside(report: &mut Report, folder: &Path, seconds: u64, ours: &[(u
         return Ok(());
     };
     let leader = leader(&members).await?;
+    let mut best: f64 = 0.0;
     for (clients, pins) in ours {
         let channels: Result<Vec<Channel>, _> = (0..(*clients).min(8)).map(|_| channel(&leader)).collect();
         let channels = Arc::new(channels?);
@@ -87,10 +88,18 @@ pub async fn beside(report: &mut Report, folder: &Path, seconds: u64, ours: &[(u
         .await;
         report.figure(&format!("etcd.puts.{clients}"), &format!("{clients} clients"), outcome.rate(), "puts/s");
         println!("    p50 {:.1} ms, p99 {:.1} ms", outcome.quantile_ms(0.5), outcome.quantile_ms(0.99));
-        report.figure(&format!("ratio.etcd.{clients}"), "our pins over its puts", pins / outcome.rate(), "x");
+        let ratio = pins / outcome.rate();
+        report.figure(&format!("ratio.etcd.{clients}"), "our pins over its puts", ratio, "x");
+        let wanted = if *clients == 1 { 0.8 } else { 1.0 };
+        report.goal(&format!("{clients} clients: {wanted} x etcd"), ratio >= wanted, &format!("{ratio:.2}"));
+        best = best.max(outcome.rate());
     }
     for (mut process, _) in members {
         process.kill().await?;
+    }
+    if let Some(batches) = report.get("grpc.batch.3.16") {
+        let ratio = batches / best;
+        report.goal("batches of 100: 2 x its best, in pins", ratio >= 2.0, &format!("{ratio:.2}"));
     }
     Ok(())
 }

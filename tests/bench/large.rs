@@ -9,8 +9,9 @@ use ctl::local::service::Tell;
 use pinfold_common::tls::Room;
 use pinfold_proto::api;
 
+use crate::losses::write_until_accepted;
 use crate::machine::{cpu_time, resident_bytes};
-use crate::ours::{cluster_client, leader, write_until_accepted};
+use crate::ours::{cluster_client, leader};
 use crate::report::Report;
 use crate::rest::{self, Failed};
 

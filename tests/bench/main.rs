@@ -7,11 +7,13 @@ mod etcd;
 mod failover;
 mod large;
 mod load;
+mod losses;
 mod machine;
 mod ours;
 mod report;
 mod rest;
 mod state;
+mod targets;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,6 +83,8 @@ enum Part {
     Add,
     Gap,
     Restart,
+    /// Clusters of its own: one peer and three, disk and memory
+    Targets,
     /// Clusters of its own: embedded, and of three Kubos
     AddKubo,
 }

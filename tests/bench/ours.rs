@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use ctl::local::Programs;
 use ctl::local::cluster::{Cluster, Ipfs, Options, PortPlan};
@@ -13,28 +13,32 @@ use pinfold_common::channel::MAX_MESSAGE_BYTES;
 use pinfold_common::config::Overrides;
 use pinfold_common::ids::parse_cid;
 use pinfold_common::pin::PinRequest;
-use pinfold_common::tls::Room;
 use pinfold_proto::{api, types};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::load::{Http, closed_loop};
+use crate::load::{Http, Outcome, closed_loop};
+use crate::losses::{self, Loss};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
-use crate::{Arguments, Part, add, etcd};
+use crate::{Arguments, Part, add, etcd, targets};
 
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
 
 pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Failed> {
     report.mark_ours();
     let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
     let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
-    let only_apart = arguments.only.iter().all(|part| *part == Part::AddKubo) && !arguments.only.is_empty();
+    let is_apart = |part: &Part| matches!(part, Part::AddKubo | Part::Targets);
+    let only_apart = arguments.only.iter().all(is_apart) && !arguments.only.is_empty();
     for &peers in arguments.peers.iter().filter(|_| !only_apart) {
         let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
         one_size(report, &cluster, peers, rate, arguments).await?;
         cluster.stop().await;
+    }
+    if arguments.wants(Part::Targets) {
+        targets::run(report, folder.path(), rate, arguments.seconds).await?;
     }
     if arguments.wants(Part::AddKubo) {
         add::run(report, arguments.add_kubo_mib).await?;
@@ -117,11 +121,12 @@ async fn one_size(
         rest::add(report, &authority, arguments.add_mib).await?;
     }
     if arguments.wants(Part::Gap) {
-        gap(report, cluster, Loss::Killed).await?;
-        gap(report, cluster, Loss::Stopped).await?;
+        losses::gap(report, cluster, Loss::Killed).await?;
+        losses::gap(report, cluster, Loss::Stopped).await?;
+        losses::kills(report, cluster).await?;
     }
     if arguments.wants(Part::Restart) {
-        restart(report, cluster).await?;
+        losses::restart(report, cluster).await?;
     }
     Ok(())
 }
@@ -173,7 +178,7 @@ pub fn request(number: u64) -> types::PinRequest {
     PinRequest::new(cid).into()
 }
 
-async fn grpc(
+pub async fn grpc(
     report: &mut Report,
     authority: &str,
     peers: u16,
@@ -183,16 +188,7 @@ async fn grpc(
 ) -> Result<(), Failed> {
     report.section(&format!("gRPC Pins.Pin, {peers} peers"));
     for &clients in clients {
-        let stubs: Result<Vec<_>, _> = (0..clients.min(8)).map(|_| pins_client(authority)).collect();
-        let stubs = Arc::new(stubs?);
-        let outcome = closed_loop(clients, Duration::from_secs(seconds), counter, move |client, number| {
-            let mut stub = stubs[client % stubs.len()].clone();
-            async move {
-                let item = api::PinItem { request: Some(request(number)), request_key: Vec::new() };
-                stub.pin(item).await.is_ok()
-            }
-        })
-        .await;
+        let outcome = single_pins(authority, clients, seconds, counter).await?;
         report.figure(&format!("grpc.pins.{peers}.{clients}"), &format!("{clients} clients"), outcome.rate(), "pins/s");
         println!(
             "    p50 {:.1} ms, p99 {:.1} ms, {} not accepted",
@@ -204,7 +200,26 @@ async fn grpc(
     Ok(())
 }
 
-async fn batches(
+/// Clients that share eight connections.
+pub async fn single_pins(
+    authority: &str,
+    clients: usize,
+    seconds: u64,
+    counter: &Arc<AtomicU64>,
+) -> Result<Outcome, Failed> {
+    let stubs: Result<Vec<_>, _> = (0..clients.min(8)).map(|_| pins_client(authority)).collect();
+    let stubs = Arc::new(stubs?);
+    let step = move |client: usize, number| {
+        let mut stub = stubs[client % stubs.len()].clone();
+        async move {
+            let item = api::PinItem { request: Some(request(number)), request_key: Vec::new() };
+            stub.pin(item).await.is_ok()
+        }
+    };
+    Ok(closed_loop(clients, Duration::from_secs(seconds), counter, step).await)
+}
+
+pub async fn batches(
     report: &mut Report,
     authority: &str,
     peers: u16,
@@ -312,100 +327,4 @@ fn memory(report: &mut Report, cluster: &Cluster, name: &str, title: &str) -> f6
     }
     report.figure(name, "largest peer", largest, "bytes");
     largest
-}
-
-/// How the leader is lost.
-#[derive(Clone, Copy)]
-enum Loss {
-    Killed,
-    /// It hands over first.
-    Stopped,
-}
-
-/// The leader's consensus ends under 16 clients at the others: the longest time without an accepted pin.
-async fn gap(report: &mut Report, cluster: &Cluster, loss: Loss) -> Result<(), Failed> {
-    let (title, name, goal, most, first) = match loss {
-        Loss::Killed => ("Leader killed under load", "gap", "a gap below a second", Duration::from_secs(1), 1 << 46),
-        Loss::Stopped => {
-            ("Leader stopped under load", "gap.stopped", "a gap below 100 ms", Duration::from_millis(100), 3 << 45)
-        }
-    };
-    report.section(title);
-    let leader = leader(cluster).await;
-    let others: Vec<String> = cluster
-        .peers
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| *index != leader)
-        .map(|(_, peer)| peer.api.clone())
-        .collect();
-    let connections: Arc<Vec<Http>> =
-        Arc::new((0..16).map(|client| Http::new(&others[client % others.len()])).collect());
-    let accepted = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let counter = Arc::new(AtomicU64::new(first));
-    let (seen, load) = (accepted.clone(), counter.clone());
-    let load = tokio::spawn(async move {
-        closed_loop(16, Duration::from_secs(8), &load, move |client, number| {
-            let (connections, seen) = (connections.clone(), seen.clone());
-            async move {
-                let path = format!("/pins/{}?replication-min=1&replication-max=2", fresh_cid(number));
-                let answer = connections[client].send("POST", &path).await;
-                let well = answer.is_some_and(|(status, _, _)| status == 200);
-                if well {
-                    seen.lock().expect("not poisoned").push(Instant::now());
-                }
-                well
-            }
-        })
-        .await
-    });
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let service = cluster.peers[leader].service(Room::Consensus).ok_or("no consensus service")?;
-    match loss {
-        Loss::Killed => service.kill_and_hold().await,
-        Loss::Stopped => service.stop().await,
-    }
-    load.await?;
-    service.resume().await;
-    cluster.wait_ready(PATIENCE, |_, _| {}).await?;
-    let times = accepted.lock().expect("not poisoned").clone();
-    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(PATIENCE);
-    report.figure(name, "longest time without an accepted pin", longest.as_secs_f64(), "s");
-    report.goal(goal, longest < most, &format!("{longest:.2?}"));
-    Ok(())
-}
-
-/// kill -9 of everything, then the time until a peer gives the full list again.
-async fn restart(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
-    report.section("kill -9 of all services of all peers, and back");
-    let authority = cluster.peers[0].api.clone();
-    let before = Http::new(&authority).send("GET", "/allocations").await.ok_or("no list")?.2;
-    futures::future::join_all(cluster.peers.iter().map(|peer| peer.kill())).await;
-    let started = Instant::now();
-    futures::future::join_all(cluster.peers.iter().map(|peer| peer.resume())).await;
-    let written = write_until_accepted(&authority).await;
-    report.figure("restart.write", "to the first accepted pin", (written - started).as_secs_f64(), "s");
-    let after = Http::new(&authority).send("GET", "/allocations").await.ok_or("no list")?.2;
-    let took = started.elapsed();
-    report.figure("restart.list", &format!("to the full list of {after}"), took.as_secs_f64(), "s");
-    report.goal(
-        "restart within a second",
-        (written - started) < Duration::from_secs(1),
-        &format!("{:.2?}", written - started),
-    );
-    report.goal("nothing lost", after > before, &format!("{before} before, {after} after one more"));
-    Ok(())
-}
-
-pub async fn write_until_accepted(authority: &str) -> Instant {
-    static NUMBER: AtomicU64 = AtomicU64::new(1 << 47);
-    let started = Instant::now();
-    loop {
-        let path = format!("/pins/{}", fresh_cid(NUMBER.fetch_add(1, Ordering::Relaxed)));
-        let answer = Http::new(authority).send("POST", &path).await;
-        if answer.is_some_and(|(status, _, _)| status == 200) || started.elapsed() > PATIENCE {
-            return Instant::now();
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

@@ -17,8 +17,9 @@ use pinfold_proto::api;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::losses::{ELECTION_MAX, write_until_accepted};
 use crate::machine::{peak_bytes, resident_bytes};
-use crate::ours::{cluster_client, pins_client, request, start_with, write_until_accepted};
+use crate::ours::{cluster_client, pins_client, request, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
 
@@ -29,8 +30,6 @@ const POLL: Duration = Duration::from_millis(20);
 const ALONE: Duration = Duration::from_secs(5);
 const WRITERS: u64 = 64;
 const WRITES: u64 = 2000;
-/// Raft's default (protocols.md 11): the longest time before somebody stands for election.
-const ELECTION_MAX: Duration = Duration::from_millis(450);
 const MB: f64 = 1e6;
 
 pub async fn run(report: &mut Report, sizes: &[u64]) -> Result<(), Failed> {
