@@ -27,6 +27,8 @@ pub fn read(folder: &Path, environment: impl Iterator<Item = (String, String)>) 
             path.display(),
             folder.display()
         )),
+        std::io::ErrorKind::InvalidData => Error::invalid(format!("{}: not UTF-8", path.display())),
+        std::io::ErrorKind::PermissionDenied => Error::invalid(format!("read {}: {error}", path.display())),
         _ => Error::internal(format!("read {}: {error}", path.display())),
     })?;
     let name = path.display().to_string();
@@ -323,6 +325,16 @@ mod tests {
             let error = load(text, &[]).unwrap_err();
             assert!(error.message.contains(expected), "{text}: {error}");
         }
+    }
+
+    /// Goal: bytes that are no text are a mistake in the file, not a failure to read it (fault:D7).
+    #[test]
+    fn names_a_file_that_is_not_text() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), b"{\"cluster\":{\"peername\":\"\xff\"}}").unwrap();
+        let error = read(folder.path(), std::iter::empty()).unwrap_err();
+        assert_eq!(error.code, crate::Code::InvalidArgument);
+        assert!(error.message.contains(FILE_NAME), "{error}");
     }
 
     /// Goal: a configuration for others to read has no secret in it, and is else as it was.
