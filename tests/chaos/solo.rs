@@ -17,11 +17,15 @@ use pinfold_common::identity::Identity;
 use pinfold_common::tls::{ClusterSecret, Room, Tls};
 use pinfold_proto::consensus::peers_client::PeersClient;
 use pinfold_proto::consensus::pins_client::PinsClient;
-use pinfold_proto::consensus::{Consistency, ListCall, PinCall, PinManyCall, StatusCall, StatusReply, pin_result};
+use pinfold_proto::consensus::state_client::StateClient;
+use pinfold_proto::consensus::{
+    Consistency, CreateBackupCall, ListCall, PinCall, PinManyCall, StatusCall, StatusReply, pin_result,
+};
 use pinfold_proto::types;
 use pinfold_tests::cluster::{PATIENCE, eventually, programs};
 use pinfold_tests::content::identity_cid;
 use prost::Message as _;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
@@ -115,6 +119,13 @@ impl Solo {
         self.spawn(command)
     }
 
+    /// This program as another user, who needs to reach it and the folder.
+    pub fn start_as(&self, user: u32, program: &Path) -> Running {
+        let mut command = Command::new(program);
+        command.uid(user).gid(user);
+        self.spawn(command)
+    }
+
     fn spawn(&self, mut command: Command) -> Running {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = command
@@ -186,14 +197,19 @@ impl Solo {
 
     /// Everything in the pinset, by a linearizable read.
     pub async fn list(&self) -> Vec<Vec<u8>> {
+        self.try_list().await.unwrap_or_else(|error| panic!("the whole list: {error}"))
+    }
+
+    /// The same, of one that may fail.
+    pub async fn try_list(&self) -> Result<Vec<Vec<u8>>, tonic::Status> {
         let call = ListCall { consistency: Consistency::Linearizable as i32, ..ListCall::default() };
-        let mut stream = self.pins().list(call).await.expect("a list").into_inner();
+        let mut stream = self.pins().list(call).await?.into_inner();
         let mut cids = Vec::new();
-        while let Some(reply) = stream.message().await.expect("the whole list") {
+        while let Some(reply) = stream.message().await? {
             let pins = reply.pins.into_iter().map(|pin| types::Pin::decode(pin).expect("a pin"));
             cids.extend(pins.map(|pin| pin.cid));
         }
-        cids
+        Ok(cids)
     }
 
     /// Every acknowledged pin is there, none twice, none that nobody asked for; and it goes on.
@@ -208,6 +224,22 @@ impl Solo {
         let strange = here.difference(&so_far.asked).count();
         assert_eq!(strange, 0, "{context}: {strange} pins that nobody asked for");
         assert!(self.pin(context, 0, pinned).await, "{context}: a pin after it\n{}", self.words());
+    }
+
+    /// A backup of it, which runs.
+    pub async fn back_up(&self) -> PathBuf {
+        let call = CreateBackupCall { with_keys: false };
+        let made = StateClient::new(self.channel()).create_backup(call).await.expect("a backup").into_inner();
+        PathBuf::from(made.backup.expect("which one").path)
+    }
+
+    /// Runs a command on its folder while it is stopped: the exit code, and everything it said.
+    pub async fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(programs().path("consensus-svc").expect("consensus-svc is built"));
+        let output = command.arg("--config").arg(&self.folder).args(arguments).stdin(Stdio::null()).output().await;
+        let output = output.expect("the program starts");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// The end of its log, for messages.
@@ -235,7 +267,8 @@ fn request(cid: &[u8]) -> types::PinRequest {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+/// A folder with everything in it.
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(from).expect("a folder").flatten() {
         let target = to.join(entry.file_name());
@@ -274,7 +307,18 @@ impl Running {
         None
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// SIGTERM, and its end.
+    pub async fn stop(mut self) {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        kill_process(pid.expect("it runs"), Signal::TERM).expect("our own process");
+        self.child.wait().await.expect("our own process");
+    }
+
+    pub async fn ended(&mut self) -> ExitStatus {
         self.child.wait().await.expect("our own process")
     }
 

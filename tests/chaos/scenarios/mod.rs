@@ -2,6 +2,7 @@
 
 mod cluster;
 mod crash_points;
+mod damage;
 mod disk_errors;
 mod double_start;
 mod membership;
@@ -12,3 +13,5 @@ mod slow_links;
 
 /// How consensus-svc ends after an error of its disk.
 pub const EXIT_DISK: i32 = 74;
+/// How it ends when what lies in its folder cannot be used.
+pub const EXIT_REFUSED: i32 = 78;
