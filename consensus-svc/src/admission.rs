@@ -97,18 +97,32 @@ pub fn plan(config: &Config, found: Found, stores: &Stores) -> Result<Plan> {
 
 /// Counts this start, in the log and in `member.json`: whoever puts an older copy of the one beside the other is found out.
 /// An older log has forgotten votes and entries that this node answered for; the cluster could lose what it acknowledged.
+/// So has another node's.
 pub async fn count_start(config: &Config, member: Member, stores: &Stores) -> Result<Member> {
+    let has_data = stores.log.status().last.is_some() || stores.log.vote().is_some();
+    if let Some(node) = stores.log.node().filter(|node| has_data && *node != member.node_id) {
+        return Err(Error::Refused(format!(
+            "the data in {} is that of node {node}, and member.json says that this is node {}: the folders of two peers \
+             were mixed up; put each back into its place. If the right one is lost, take the peer in anew: ctl peers rm on \
+             another one, consensus-svc state clean here, and start it with --bootstrap",
+            config.raft_folder.display(),
+            member.node_id
+        )));
+    }
     let counted = stores.log.starts();
     if counted < member.starts {
         return Err(Error::Refused(format!(
-            "{} is an older copy: this node was started {} times, and of that copy {counted} starts are known; it must not              vote. In a running cluster, take the peer in anew: remove it there (ctl peers rm), clean its state              (consensus-svc state clean) and start it with --bootstrap. To bring back an old state on purpose, with all              peers stopped: consensus-svc state recover",
+            "{} is an older copy: this node was started {} times, and of that copy {counted} starts are known; it must \
+             not vote. In a running cluster, take the peer in anew: remove it there (ctl peers rm), clean its state \
+             (consensus-svc state clean) and start it with --bootstrap. To bring back an old state on purpose, with all \
+             peers stopped: consensus-svc state recover",
             config.raft_folder.display(),
             member.starts
         )));
     }
     let starts = counted + 1;
     // The log first: a crash in between leaves it one ahead, which is no older copy.
-    stores.log.save_starts(starts).await?;
+    stores.log.save_starts(starts, member.node_id).await?;
     let member = Member { starts, ..member };
     member.save(&config.folder).map_err(Error::disk)?;
     Ok(member)

@@ -49,6 +49,8 @@ pub struct Cache {
     pub committed: Option<LogId>,
     pub vote: Option<Vote>,
     pub starts: u64,
+    /// Whose log it is; of the first formats nobody's.
+    pub node: Option<u64>,
 }
 
 /// Encoded size and cache size of an entry.
@@ -81,6 +83,7 @@ impl Cache {
             committed,
             vote,
             starts: 0,
+            node: None,
         };
         for entry in entries {
             cache.push(entry);

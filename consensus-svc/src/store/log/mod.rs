@@ -145,10 +145,15 @@ impl Log {
         self.0.cache.lock().starts
     }
 
-    /// Answered when it is on disk.
-    pub async fn save_starts(&self, starts: u64) -> Result<()> {
+    /// The node that was last started on it.
+    pub fn node(&self) -> Option<u64> {
+        self.0.cache.lock().node
+    }
+
+    /// Answered when both are on disk.
+    pub async fn save_starts(&self, starts: u64, node: u64) -> Result<()> {
         let (done, written) = oneshot::channel();
-        self.send(Op::Starts { starts, done }).await?;
+        self.send(Op::Starts { starts, node, done }).await?;
         written.await.map_err(|_| Error::Closed)?
     }
 

@@ -52,6 +52,7 @@ async fn everything_answered_survives() {
             log.truncate_after(Some(id(1, 14))).await.unwrap();
             append(&log, 2, 15..18).await;
             log.save_vote(Vote { term: 3, node: 7, committed: false }).await.unwrap();
+            log.save_starts(2, 7).await.unwrap();
             log.purge(id(1, 3)).await.unwrap();
             log.save_committed(Some(id(2, 16)));
             append(&log, 2, 18..=18).await;
@@ -61,6 +62,7 @@ async fn everything_answered_survives() {
         let log = open(&folder, cache_bytes).await;
         assert_eq!(log.status(), LogStatus { purged: Some(id(1, 3)), last: Some(id(2, 18)) });
         assert_eq!(log.vote(), Some(Vote { term: 3, node: 7, committed: false }));
+        assert_eq!((log.starts(), log.node()), (2, Some(7)));
         assert_eq!(log.committed(), Some(id(2, 16)));
         let expected: Vec<(u64, u64)> =
             (4..15).map(|index| (1, index)).chain((15..19).map(|index| (2, index))).collect();

@@ -27,7 +27,7 @@ const WRITING: &str = "write the log";
 pub enum Op {
     Append { entries: Vec<(u64, Bytes)>, epoch: u64, done: Done },
     Vote { vote: Vote, done: oneshot::Sender<Result<()>> },
-    Starts { starts: u64, done: oneshot::Sender<Result<()>> },
+    Starts { starts: u64, node: u64, done: oneshot::Sender<Result<()>> },
     Truncate { keep: Option<u64>, done: oneshot::Sender<Result<()>> },
     Purge { upto: LogId, done: oneshot::Sender<Result<()>> },
     Close { done: oneshot::Sender<()> },
@@ -49,6 +49,7 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let mut vote = None;
     let mut committed: Option<LogId> = None;
     let mut starts = 0;
+    let mut node = None;
     for row in sqlx::query("SELECT name, value, sum FROM facts")
         .fetch_all(&mut *connection)
         .await
@@ -61,7 +62,8 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
             "purged" => purged = Some(log_id(value)?),
             "committed" => committed = Some(log_id(value)?),
             "vote" => vote = Some(decode_vote(value)?),
-            "starts" => starts = decode_starts(value)?,
+            "starts" => starts = decode_number(value)?,
+            "node" => node = Some(decode_number(value)?),
             other => return Err(Error::damaged(format!("log.db: unknown fact {other:?}"))),
         }
     }
@@ -98,6 +100,7 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
     let mut cache =
         Cache::loaded(newest_first.into_iter().rev(), max_bytes, begin as u64, last, purged, committed, vote);
     cache.starts = starts;
+    cache.node = node;
     Ok(cache)
 }
 
@@ -124,8 +127,8 @@ fn log_id(bytes: &[u8]) -> Result<LogId> {
     Ok(LogId::from_proto(&id))
 }
 
-fn decode_starts(bytes: &[u8]) -> Result<u64> {
-    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Error::damaged("log.db: decode the count of starts"))?;
+fn decode_number(bytes: &[u8]) -> Result<u64> {
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Error::damaged("log.db: decode a number"))?;
     Ok(u64::from_be_bytes(bytes))
 }
 
@@ -139,7 +142,7 @@ fn decode_vote(bytes: &[u8]) -> Result<Vote> {
 enum Step {
     Insert(Vec<GroupBuilder>),
     Vote(Vote),
-    Starts(u64),
+    Starts { starts: u64, node: u64 },
     Truncate(Option<u64>),
     Purge(LogId),
 }
@@ -197,7 +200,10 @@ impl Writer {
                     match step {
                         Step::Insert(groups) => self.insert(groups).await?,
                         Step::Vote(vote) => self.put_fact("vote", vote.to_proto().encode_to_vec()).await?,
-                        Step::Starts(starts) => self.put_fact("starts", starts.to_be_bytes().to_vec()).await?,
+                        Step::Starts { starts, node } => {
+                            self.put_fact("starts", starts.to_be_bytes().to_vec()).await?;
+                            self.put_fact("node", node.to_be_bytes().to_vec()).await?;
+                        }
                         Step::Truncate(keep) => self.truncate(keep).await?,
                         Step::Purge(upto) => self.purge(upto).await?,
                     }
@@ -341,9 +347,9 @@ fn collect(first: Op, ops: &mut mpsc::Receiver<Op>) -> (Vec<Step>, Answers, Opti
                 answers.others.push(done);
                 steps.push(Step::Vote(vote));
             }
-            Op::Starts { starts, done } => {
+            Op::Starts { starts, node, done } => {
                 answers.others.push(done);
-                steps.push(Step::Starts(starts));
+                steps.push(Step::Starts { starts, node });
             }
             Op::Truncate { keep, done } => {
                 answers.others.push(done);
