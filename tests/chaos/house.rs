@@ -9,7 +9,7 @@ use ctl::local::Programs;
 use ctl::local::cluster::addresses;
 use ctl::local::peer::{Peer, ROOMS};
 use ctl::local::ports::Ports;
-use ctl::local::service::{Service, Tell};
+use ctl::local::service::{Service, State, Tell};
 use pinfold_common::address;
 use pinfold_common::channel::Channels;
 use pinfold_common::config::{Overrides, write_new};
@@ -181,14 +181,52 @@ impl House {
 
     /// Starts the next prepared peer, which joins by the first one. Its index.
     pub fn join(&mut self) -> usize {
+        self.join_by(0)
+    }
+
+    /// The same, by another one.
+    pub fn join_by(&mut self, member: usize) -> usize {
         let index = self.peers.len();
         let (folder, programs) = self.spare.pop().expect("the wish had enough peers");
         let bootstrap: Vec<String> =
-            self.peers.first().map(|peer| peer.bootstrap_address.clone()).into_iter().collect();
+            self.peers.get(member).map(|peer| peer.bootstrap_address.clone()).into_iter().collect();
         let tell: Tell = Arc::new(move |service, sentence| eprintln!("peer {index}: {service}: {sentence}"));
         let peer = Peer::start(&folder, &programs, &bootstrap, tell).unwrap_or_else(|error| panic!("{error}"));
         self.peers.push(peer);
         index
+    }
+
+    /// The folder of the peer that is started next.
+    pub fn next_folder(&self) -> &Path {
+        &self.spare.last().expect("the wish had enough peers").0
+    }
+
+    /// Ends a peer for good. Those after it move up by one.
+    pub fn forget(&mut self, peer: usize) {
+        self.peers.remove(peer);
+        self.identities.remove(peer);
+        self.consensus.remove(peer);
+    }
+
+    /// Starts a peer anew, which was killed, so that it joins by another one.
+    pub fn join_again(&mut self, peer: usize, by: usize) {
+        let bootstrap = [self.peers[by].bootstrap_address.clone()];
+        let tell: Tell = Arc::new(move |service, sentence| eprintln!("peer {peer}: {service}: {sentence}"));
+        let started = Peer::start(&self.peers[peer].folder, &self.programs(peer), &bootstrap, tell);
+        self.peers[peer] = started.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until a peer's consensus service refuses to run, and for these words as its last.
+    pub async fn refuses(&self, peer: usize, words: &[&str]) {
+        let service = self.consensus(peer);
+        eventually(&format!("peer {peer} refuses to run"), || async {
+            (service.state() == State::Refused).then_some(())
+        })
+        .await;
+        let said = self.peers[peer].last_words().unwrap_or_default();
+        for word in words {
+            assert!(said.contains(word), "peer {peer} does not say {word:?}: {said}");
+        }
     }
 
     pub fn len(&self) -> usize {

@@ -45,18 +45,23 @@ async fn grow(house: &mut House, seed: u64) {
     load.more_writes_at(&others, 5).await;
     active.prove_and_heal(house).await;
     report.fault(&fault.kind());
-    eventually("the joiner votes, for everybody", || async {
+    everybody_votes(house).await;
+    report.fault("join");
+    load.finish(house, &mut report).await;
+    report.finish();
+}
+
+/// Waits until all peers are voters, for everybody.
+pub(super) async fn everybody_votes(house: &House) {
+    eventually("all peers vote, for everybody", || async {
         for peer in house.all() {
             let peerset = house.status(peer).await?.peerset?;
             let voters = peerset.peers.iter().filter(|row| row.voter).count();
-            (voters == house.len()).then_some(())?;
+            (voters == house.len() && peerset.peers.len() == house.len()).then_some(())?;
         }
         Some(())
     })
     .await;
-    report.fault("join");
-    load.finish(house, &mut report).await;
-    report.finish();
 }
 
 async fn remove_the_leader(house: &House, seed: u64) {
@@ -90,7 +95,7 @@ async fn remove_the_leader(house: &House, seed: u64) {
 }
 
 /// Whether it was done shows in the peersets; a second removal of the same peer must be harmless.
-async fn remove(house: &House, at: usize, peer_id: &[u8]) {
+pub(super) async fn remove(house: &House, at: usize, peer_id: &[u8]) {
     let channel = house.peers[at].channel().expect("a channel");
     let mut client = api::cluster_client::ClusterClient::new(channel);
     // Copies are not what this is about: nothing waits for them.

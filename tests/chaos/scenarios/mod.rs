@@ -5,6 +5,7 @@ mod crash_points;
 mod damage;
 mod disk_errors;
 mod double_start;
+mod lost_data;
 mod membership;
 mod nemesis;
 mod partition;
