@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -74,6 +75,20 @@ impl Trace {
         Trace { log, what: what.map(str::to_owned).into(), filter: Filter::Traced }
     }
 
+    /// From the n-th on, every read of that file fails.
+    pub fn unreadable(file: &Path, nth: u32, log: PathBuf) -> Trace {
+        let inject = format!("inject=pread64:error=EIO:when={nth}+");
+        let what = ["-P", &file.display().to_string(), "-e", "trace=pread64", "-e", &inject];
+        Trace { log, what: what.map(str::to_owned).into(), filter: Filter::Traced }
+    }
+
+    /// Every fsync takes that much longer.
+    pub fn slow_syncs(delay: Duration, log: PathBuf) -> Trace {
+        let syncs = "fsync,fdatasync";
+        let inject = format!("inject={syncs}:delay_enter={}", delay.as_micros());
+        Trace { log, what: vec!["-e".into(), format!("trace={syncs}"), "-e".into(), inject], filter: Filter::Traced }
+    }
+
     /// Only writes down all write-like calls, with the paths of their files.
     pub fn record(log: PathBuf) -> Trace {
         Trace {
@@ -116,7 +131,7 @@ impl Trace {
     /// The calls on which it acted.
     pub fn injected(&self) -> usize {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        text.lines().filter(|line| line.contains("(INJECTED)")).count()
+        text.lines().filter(|line| line.contains("(INJECTED)") || line.contains("(DELAYED)")).count()
     }
 
     /// The points of a record that concern files below `folder`.
