@@ -41,7 +41,7 @@ impl StateFolder {
         refuse_original(raft)?;
         let lock = pinfold_common::files::lock_folder(raft).map_err(|error| match error.code {
             Code::Rejected => Error::Locked(error.message),
-            _ => Error::Common(error),
+            _ => Error::disk(error),
         })?;
         Ok(StateFolder { raft: raft.to_owned(), _lock: lock })
     }
@@ -52,11 +52,11 @@ impl StateFolder {
 
     /// Whether this peer may start here (protocols.md 2). `folder` is the peer's.
     pub fn examine(&self, folder: &Path) -> Result<Found> {
-        if let Some(marker) = RemovedMarker::load(folder)? {
+        if let Some(marker) = RemovedMarker::load(folder).map_err(of_a_small_file)? {
             return Err(removed(&marker));
         }
         let has_log = self.raft.join(LOG_FILE).exists();
-        match Member::load(folder)? {
+        match Member::load(folder).map_err(of_a_small_file)? {
             None if has_log => self.put_back(folder),
             None => Ok(Found::Nothing),
             Some(member) if has_log => Ok(Found::Member(member)),
@@ -68,6 +68,14 @@ impl StateFolder {
                 self.raft.display()
             ))),
         }
+    }
+}
+
+/// What is not the file's contents is the disk, or its permissions.
+fn of_a_small_file(error: pinfold_common::Error) -> Error {
+    match error.code {
+        Code::Internal => Error::disk(error),
+        _ => Error::Common(error),
     }
 }
 
