@@ -61,11 +61,23 @@ impl Error {
 /// SQLite's codes for a file whose contents contradict themselves, for one that is no database, and for tables that are
 /// not ours, as none of our statements is wrong by itself.
 fn is_damage(error: &sqlx::Error) -> bool {
-    const ERROR: u32 = 1;
-    const CORRUPT: u32 = 11;
-    const NOT_A_DATABASE: u32 = 26;
-    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, ERROR | CORRUPT | NOT_A_DATABASE))
+    matches!(code(error), Some(ERROR | CORRUPT | NOT_A_DATABASE))
+}
+
+/// The disk's own errors, and contents that contradict themselves.
+fn is_of_the_disk(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(IO | CORRUPT | NOT_A_DATABASE))
+}
+
+const ERROR: u32 = 1;
+const IO: u32 = 10;
+const CORRUPT: u32 = 11;
+const NOT_A_DATABASE: u32 = 26;
+
+/// SQLite's primary code.
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?.parse::<u32>().ok()?;
+    Some(code & 0xff)
 }
 
 /// Whether the disk has failed. Clones share one answer; the first error stays.
@@ -88,6 +100,15 @@ impl Failure {
             }
             is_first
         });
+    }
+
+    /// An error of a read of `file`: final when it is the disk's, or damage. It would come again, to everybody who asks, and
+    /// others have what this peer cannot read.
+    pub(super) fn set_by_read(&self, error: &Error, file: &Path) {
+        let Error::Sqlite { source, .. } = error else { return };
+        if is_of_the_disk(source) {
+            self.set(&error.clone().in_file(file));
+        }
     }
 
     pub fn get(&self) -> Option<Error> {

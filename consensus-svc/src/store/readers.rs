@@ -41,6 +41,11 @@ impl Readers {
         Readers(Arc::new(Shared { path: path.to_owned(), idle: Mutex::default(), places }))
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
     pub async fn acquire(&self) -> Result<Reader> {
         let place = tokio::time::timeout(DEADLINE, self.0.places.clone().acquire_owned()).await;
         let place = match place {

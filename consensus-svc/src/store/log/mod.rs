@@ -244,7 +244,8 @@ impl Log {
             .bind(GROUPS_PER_READ)
             .fetch_all(&mut *reader)
             .await
-            .map_err(Error::sqlite("read log entries"))?;
+            .map_err(Error::sqlite("read log entries"))
+            .inspect_err(|error| self.0.failure.set_by_read(error, self.0.readers.path()))?;
         let mut records = Vec::new();
         for row in rows {
             for entry in split_group(writer::checked_entries(&row)?)? {

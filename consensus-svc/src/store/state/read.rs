@@ -76,7 +76,7 @@ impl State {
             .bind(cid)
             .fetch_optional(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         row.as_ref().map(pin_in).transpose()
     }
 
@@ -89,7 +89,7 @@ impl State {
             for cid in chunk {
                 query = query.bind(cid.as_slice());
             }
-            let rows = query.fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
+            let rows = query.fetch_all(&mut *reader).await.map_err(|error| self.unreadable(error))?;
             for row in &rows {
                 let pin = pin_in(row)?;
                 pins.insert(pin.cid.clone(), pin);
@@ -113,7 +113,7 @@ impl State {
             .bind(limit as i64)
             .fetch_all(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         let (values, next) = page(&rows, limit)?;
         let is_wanted = |row: &SqliteRow| types.is_empty() || types.contains(&row.get("kind"));
         let wanted = rows.iter().zip(values).filter(|(row, _)| is_wanted(row));
@@ -128,7 +128,7 @@ impl State {
             .bind(key)
             .fetch_optional(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         row.as_ref().map(outcome_in).transpose()
     }
 
@@ -140,7 +140,7 @@ impl State {
             .bind(limit as i64)
             .fetch_all(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         rows.iter().map(pin_in).collect()
     }
 
@@ -150,7 +150,7 @@ impl State {
         let row = sqlx::query("SELECT min(expire_at) FROM pins WHERE expire_at IS NOT NULL")
             .fetch_one(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         Ok(row.get(0))
     }
 
@@ -165,7 +165,7 @@ impl State {
         let sql = "SELECT count(*) FROM allocations WHERE leaving = 0 \
                    AND holder = (SELECT slot FROM holders WHERE peer = ?)";
         let mut reader = self.reader().await?;
-        let row = sqlx::query(sql).bind(peer).fetch_one(&mut *reader).await.map_err(Error::sqlite(READING))?;
+        let row = sqlx::query(sql).bind(peer).fetch_one(&mut *reader).await.map_err(|error| self.unreadable(error))?;
         Ok(row.get::<i64, _>(0) as u64)
     }
 
@@ -174,7 +174,7 @@ impl State {
         let sql = "SELECT leaving, count(*) FROM allocations WHERE leaving IN (0, 1) \
                    AND holder = (SELECT slot FROM holders WHERE peer = ?) GROUP BY leaving";
         let mut reader = self.reader().await?;
-        let rows = sqlx::query(sql).bind(peer).fetch_all(&mut *reader).await.map_err(Error::sqlite(READING))?;
+        let rows = sqlx::query(sql).bind(peer).fetch_all(&mut *reader).await.map_err(|error| self.unreadable(error))?;
         let count = |leaving: i64| {
             let row = rows.iter().find(|row| row.get::<i64, _>(0) == leaving);
             row.map_or(0, |row| row.get::<i64, _>(1) as u64)
@@ -187,7 +187,8 @@ impl State {
         let sql = "SELECT 1 FROM allocations WHERE leaving IN (0, 1) \
                    AND holder = (SELECT slot FROM holders WHERE peer = ?) LIMIT 1";
         let mut reader = self.reader().await?;
-        let row = sqlx::query(sql).bind(peer).fetch_optional(&mut *reader).await.map_err(Error::sqlite(READING))?;
+        let row =
+            sqlx::query(sql).bind(peer).fetch_optional(&mut *reader).await.map_err(|error| self.unreadable(error))?;
         Ok(row.is_none())
     }
 
@@ -195,7 +196,7 @@ impl State {
     pub async fn holders(&self) -> Result<Vec<Vec<u8>>> {
         let mut reader = self.reader().await?;
         let rows = sqlx::query("SELECT peer FROM holders ORDER BY slot").fetch_all(&mut *reader).await;
-        Ok(rows.map_err(Error::sqlite(READING))?.iter().map(|row| row.get(0)).collect())
+        Ok(rows.map_err(|error| self.unreadable(error))?.iter().map(|row| row.get(0)).collect())
     }
 
     /// Pins that `peer` is leaving, after row `after` (0: from the start).
@@ -213,22 +214,22 @@ impl State {
             .bind(limit as i64)
             .fetch_all(&mut *reader)
             .await
-            .map_err(Error::sqlite(READING))?;
+            .map_err(|error| self.unreadable(error))?;
         rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: pin_in(row)? })).collect()
     }
 
     /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory.
     pub async fn digest(&self) -> Result<Digest> {
         let mut reader = self.reader().await?;
-        let mut snapshot = reader.begin().await.map_err(Error::sqlite(READING))?;
+        let mut snapshot = reader.begin().await.map_err(|error| self.unreadable(error))?;
         let row = sqlx::query("SELECT applied, lineage, pin_count FROM status").fetch_one(&mut *snapshot).await;
-        let row = row.map_err(Error::sqlite(READING))?;
+        let row = row.map_err(|error| self.unreadable(error))?;
         let applied = row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID"));
         let index = applied.transpose()?.map_or(0, |applied| applied.index);
         let (lineage, pins) = (row.get::<i64, _>(1) as u64, row.get::<i64, _>(2) as u64);
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut rows = sqlx::query("SELECT v, sum FROM pins ORDER BY cid").fetch(&mut *snapshot);
-        while let Some(row) = rows.try_next().await.map_err(Error::sqlite(READING))? {
+        while let Some(row) = rows.try_next().await.map_err(|error| self.unreadable(error))? {
             let entry = value(&row, "a pin")?;
             hash.update(&(entry.len() as u64).to_be_bytes());
             hash.update(entry);
@@ -238,6 +239,14 @@ impl State {
 
     /// A connection to the state's file of the moment. One that is replaced meanwhile can be read for a while.
     async fn reader(&self) -> Result<Reader> {
-        self.generation().readers.acquire().await
+        let generation = self.generation();
+        generation.readers.acquire().await.inspect_err(|error| self.failure().set_by_read(error, &generation.path))
+    }
+
+    /// What was asked for cannot be read; if that is the disk's fault, it ends the process.
+    fn unreadable(&self, error: sqlx::Error) -> Error {
+        let error = Error::sqlite(READING)(error);
+        self.failure().set_by_read(&error, &self.generation().path);
+        error
     }
 }
