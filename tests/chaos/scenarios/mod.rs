@@ -4,6 +4,7 @@ mod cluster;
 mod crash_points;
 mod damage;
 mod disk_errors;
+mod disk_refuses;
 mod disk_stalls;
 mod double_start;
 mod lost_data;
