@@ -238,6 +238,19 @@ async fn seed_f13_five_at_the_same_moment() {
     .await;
 }
 
+/// Goal: a joiner that gives a member's address for its own is not taken, and is told whose address it is (fault:M4).
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_f13_an_address_is_one_peers() {
+    let (cluster, peers) = Cluster::started(2).await;
+    let mut joiner = cluster.peer().await;
+    let taken = peers[1].multiaddress();
+    let taken = taken.split_once("/p2p/").unwrap().0;
+    joiner.set("services.consensus.announce_multiaddress", taken.into());
+    joiner.start(&[peers[0].multiaddress()]).await;
+    says(&joiner, &[&peers[1].identity.peer_id.to_string(), "ctl peers rm"]).await;
+    assert_eq!(peerset(&peers[0]).await.peers.len(), 2);
+}
+
 /// Goal: another secret is named as that; this peer's own address and a peer that is gone are no reason to end.
 #[tokio::test(flavor = "multi_thread")]
 async fn seed_f14_another_secret_is_named() {

@@ -159,6 +159,9 @@ fn check_description(request: &JoinCall) -> Result<()> {
 async fn join_here(core: &Core, request: JoinCall, joiner: PeerId, term: u64) -> Result<JoinReply> {
     let facts = core.state.facts();
     let existing = facts.peers.member(&joiner.to_bytes());
+    if existing.is_none() {
+        refuse_taken_address(&facts.peers, &request)?;
+    }
     if request.node_id == 0
         && let Some(row) = existing
         && has_had_data(core, row)
@@ -197,6 +200,21 @@ async fn join_here(core: &Core, request: JoinCall, joiner: PeerId, term: u64) ->
         lineage: facts.lineage,
         peerset: Some(facts.peers.to_set(&facts.cluster_id, facts.lineage)),
     })
+}
+
+/// Two peers at one address: the newcomer could never be reached, as the other one answers for it, or it takes the place
+/// of one that is gone, which then has to go first.
+fn refuse_taken_address(peers: &PeerTable, request: &JoinCall) -> Result<()> {
+    let Some(address) = request.addresses.as_ref().map(|addresses| &addresses.consensus) else { return Ok(()) };
+    let is_there = |row: &&types::Peer| row.addresses.as_ref().is_some_and(|own| own.consensus == *address);
+    match peers.members().find(is_there) {
+        None => Ok(()),
+        Some(row) => Err(Error::rejected(format!(
+            "join: {address} is the address of member {}; announce another one, or, if that peer is gone for good, remove it \
+             first: ctl peers rm {0}",
+            peer_from_bytes(&row.peer_id)?
+        ))),
+    }
 }
 
 fn says_the_same(row: &types::Peer, told: &types::Peer) -> bool {
