@@ -31,6 +31,25 @@ async fn seed_f17_fault_m1_m2_m3_peerset_changes_under_load() {
     house.stop().await;
 }
 
+/// Goal: two peers that join at the same moment, under load, both come to vote, and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes longer than every test run has time for: make chaos"]
+async fn seed_f13_fault_m4_two_joins_at_once() {
+    let mut report = Report::new("fault:M4 two joins at once");
+    let mut house = House::start(Wish { spare: 2, ..Wish::default() }).await;
+    let before = house.all();
+    let load = Load::start_at(&house, seed(), before.clone());
+    load.more_writes(20).await;
+    house.join();
+    house.join();
+    everybody_votes(&house).await;
+    load.more_writes_at(&before, 10).await;
+    report.fault("two joins");
+    load.finish(&house, &mut report).await;
+    house.stop().await;
+    report.finish();
+}
+
 /// A peer joins; the leader is killed meanwhile and comes back.
 async fn grow(house: &mut House, seed: u64) {
     let mut report = Report::new("fault:M1 join while the leader is killed");
