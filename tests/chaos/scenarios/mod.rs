@@ -12,6 +12,7 @@ mod membership;
 mod nemesis;
 mod partition;
 mod power;
+mod replaced;
 mod slow_links;
 
 /// How consensus-svc ends after an error of its disk.
