@@ -11,6 +11,7 @@ mod lost_data;
 mod membership;
 mod nemesis;
 mod partition;
+mod permissions;
 mod power;
 mod replaced;
 mod slow_links;
