@@ -29,6 +29,7 @@ pub fn parse(query: &Query<'_>, now: Timestamp) -> Result<Options> {
     if name.len() > MAX_NAME_BYTES {
         return Err(Error::invalid(format!("parameter name invalid: {} bytes, at most {MAX_NAME_BYTES}", name.len())));
     }
+    let mode = mode(query)?;
     let (minimum, maximum) = match query.get("replication") {
         "" => (query.integer("replication-min")?, query.integer("replication-max")?),
         text => {
@@ -63,7 +64,24 @@ pub fn parse(query: &Query<'_>, now: Timestamp) -> Result<Options> {
         expire_at,
         origins,
     };
-    Ok(Options { pin, mode: mode_from_name(query.get("mode")), user_allocations })
+    Ok(Options { pin, mode, user_allocations })
+}
+
+/// The original knows no `max-depth` and would pin recursively whatever it says. Here it is the mode in other words, and
+/// refused where no IPFS node can pin so (beh:B13.3).
+fn mode(query: &Query<'_>) -> Result<PinMode> {
+    let mode = mode_from_name(query.get("mode"));
+    if query.get("max-depth").is_empty() {
+        return Ok(mode);
+    }
+    let depth = query.integer("max-depth")?;
+    if !matches!(depth, -1 | 0) {
+        return Err(Error::invalid(format!("parameter max-depth invalid: {depth} is neither -1 nor 0")));
+    }
+    if !query.get("mode").is_empty() && mode.depth() != depth {
+        return Err(Error::invalid(format!("parameter max-depth invalid: {depth} is not mode {}", mode.name())));
+    }
+    Ok(PinMode::of_depth(depth))
 }
 
 /// beh:B7.9 NEW: an entry that is no peer ID is refused; the original dropped it in silence.
@@ -176,6 +194,8 @@ mod tests {
         let both = read("expire-at=2030-01-02T03:04:05Z&expire-in=1h").unwrap();
         assert_eq!(both.pin.expire_at.to_string(), "2030-01-02T03:04:05Z");
         assert_eq!(read("mode=weird").unwrap().mode, PinMode::Recursive);
+        assert_eq!(read("max-depth=0").unwrap().mode, PinMode::Direct);
+        assert_eq!(read("max-depth=-1&mode=recursive").unwrap().mode, PinMode::Recursive);
         assert_eq!(read("replication-min=-1&replication-max=%2B2").unwrap().pin.replication_factor_max, 2);
     }
 
@@ -183,6 +203,11 @@ mod tests {
     #[test]
     fn messages_of_what_is_wrong() {
         for (query, message) in [
+            ("max-depth=5", "parameter max-depth invalid: 5 is neither -1 nor 0"),
+            ("max-depth=-5", "parameter max-depth invalid: -5 is neither -1 nor 0"),
+            ("max-depth=two", "parameter max-depth invalid"),
+            ("max-depth=0&mode=recursive", "parameter max-depth invalid: 0 is not mode recursive"),
+            ("max-depth=-1&mode=direct", "parameter max-depth invalid: -1 is not mode direct"),
             ("replication-min=x", "parameter replication-min invalid"),
             ("replication-max=1.5", "parameter replication-max invalid"),
             ("replication=many", "parameter replication-min invalid"),

@@ -239,6 +239,8 @@ async fn refusals() {
         ("GET /allocations?filter=bogus", "invalid filter value"),
         ("POST /pins/bafkqaaa?expire-at=yesterday", "expire-at cannot be parsed: "),
         ("GET /pins/bafkqaaa?replication-min=x", "parameter replication-min invalid"),
+        ("POST /pins/bafkqaaa?max-depth=2", "parameter max-depth invalid: 2 is neither -1 nor 0"),
+        ("POST /pins/ipfs/bafkqaaa?max-depth=-5", "parameter max-depth invalid: -5 is neither -1 nor 0"),
         ("POST /pins/ipfs/nope/x", "error parsing path: invalid path \"/ipfs/nope/x\": invalid cid: "),
         ("DELETE /peers/nope", "error decoding Peer ID: "),
         ("POST /peers", "error decoding request body"),

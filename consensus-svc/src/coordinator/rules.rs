@@ -122,6 +122,7 @@ pub fn pin(
     source: Option<&types::Pin>,
     around: Surroundings,
 ) -> Result<Draft> {
+    let max_depth = depth(request)?;
     if source_of(request).is_some() {
         let source = source.ok_or_else(Error::not_in_pinset)?;
         return update(request, existing, source, around);
@@ -137,7 +138,7 @@ pub fn pin(
     let draft = types::Pin {
         cid: request.cid.to_bytes(),
         r#type: request.kind.to_proto() as i32,
-        max_depth: depth(request),
+        max_depth,
         options: Some(options),
         allocations: Vec::new(),
         leaving: Vec::new(),
@@ -234,11 +235,14 @@ fn update(
     Ok(draft)
 }
 
-/// Depths of the known types; a plain pin is recursive or direct (beh:B7.4).
-fn depth(request: &PinRequest) -> i32 {
-    match request.kind {
-        PinType::Data => PinMode::of_depth(request.max_depth).depth(),
-        PinType::Bad | PinType::Meta | PinType::ClusterDag | PinType::Shard => request.max_depth,
+/// A plain pin is recursive or direct (beh:B7.4): no IPFS node pins down to a depth (beh:B13.3). Those of the other types
+/// are looked at with the type.
+fn depth(request: &PinRequest) -> Result<i32> {
+    match (request.kind, request.max_depth) {
+        (PinType::Data, -1 | 0) | (PinType::Bad | PinType::Meta | PinType::ClusterDag | PinType::Shard, _) => {
+            Ok(request.max_depth)
+        }
+        (PinType::Data, other) => Err(Error::invalid(format!("max_depth: {other} is neither -1 nor 0"))),
     }
 }
 
@@ -537,6 +541,30 @@ mod tests {
         assert_eq!((options.name.as_str(), options.expire_at_seconds), ("new", NOW.seconds + 5));
         source.r#type = types::PinType::Shard as i32;
         assert_eq!(message(decide(&asked, None, Some(&source))), "this pin type cannot be updated");
+    }
+
+    /// Goal: a depth that no IPFS node can pin to is refused by name, in a pin and in an update, rather than pinned
+    /// recursively (beh:B13.3).
+    #[test]
+    fn depths_that_nobody_can_pin() {
+        let mut source = stored(&with_factors(1, 2), &[peer(1)]);
+        source.cid = cid(B).to_bytes();
+        for depth in [1, 5, -2, i32::MAX, i32::MIN] {
+            for from in [None, Some(cid(B))] {
+                let asked = request(|request| {
+                    request.max_depth = depth;
+                    request.options.pin_update = from;
+                });
+                let error = decide(&asked, None, Some(&source)).unwrap_err();
+                assert_eq!(
+                    (error.code.http(), error.message),
+                    (400, format!("max_depth: {depth} is neither -1 nor 0"))
+                );
+            }
+        }
+        for depth in [-1, 0] {
+            assert_eq!(decide(&request(|request| request.max_depth = depth), None, None).unwrap().pin.max_depth, depth);
+        }
     }
 
     /// Goal: the hint of an update is not carried out when the entry is pinned again (beh:B8.20).

@@ -104,6 +104,12 @@ const ROWS: &[(&str, u16, &str)] = &[
     ("POST /pins/ipfs/{cid}?replication-min=x", 400, "parameter replication-min invalid"),
     ("DELETE /pins/{cid}?replication-min=x", 400, "parameter replication-min invalid"),
     ("GET /allocations/{cid}?replication-min=x", 400, "parameter replication-min invalid"),
+    // Depths that no IPFS node can pin to.
+    ("POST /pins/{cid}?max-depth=5", 400, "parameter max-depth invalid: 5 is neither -1 nor 0"),
+    ("POST /pins/ipfs/{cid}?max-depth=1", 400, "parameter max-depth invalid: 1 is neither -1 nor 0"),
+    ("POST /pins/{cid}?max-depth=-5", 400, "parameter max-depth invalid: -5 is neither -1 nor 0"),
+    ("POST /pins/{cid}?max-depth=all", 400, "parameter max-depth invalid"),
+    ("POST /pins/{cid}?max-depth=0&mode=recursive", 400, "parameter max-depth invalid: 0 is not mode recursive"),
     // Sizes, names, metadata.
     ("POST /pins/{cid}?shard-size=x", 400, "parameter shard_size is invalid"),
     ("POST /pins/{cid}?shard-size=-1", 400, "parameter shard_size is invalid"),
