@@ -89,6 +89,24 @@ async fn found_pin_list_restart() {
     assert_eq!(list(peer, consistent).await, all);
 }
 
+/// Goal: an update with an expiry in the past, and a depth that no IPFS node can pin to, are refused by name and change
+/// nothing, over the service as well as in the rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_expiries_and_depths_are_refused() {
+    let (_cluster, peers) = Cluster::started(1).await;
+    let peer = &peers[0];
+    pin(peer, request(1)).await.unwrap();
+    let mut past = request(2);
+    (past.options.as_mut().unwrap().pin_update, past.options.as_mut().unwrap().expire_at_seconds) =
+        (cid(1), 1_577_836_800);
+    let error = pin(peer, past).await.unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (Code::Rejected, "pin.ExpireAt set before current time"));
+    let deep = types::PinRequest { max_depth: 2, ..request(3) };
+    let error = pin(peer, deep).await.unwrap_err();
+    assert_eq!((error.code.http(), error.message.as_str()), (400, "max_depth: 2 is neither -1 nor 0"));
+    assert_eq!(peer.status().await.unwrap().pins, 1);
+}
+
 /// Goal: what the rules refuse is refused with code and text, also within a batch, and the rest of the batch is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals() {

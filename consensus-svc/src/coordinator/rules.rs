@@ -132,9 +132,7 @@ pub fn pin(
     let chosen = factors(options.replication_factor_min, options.replication_factor_max, around.defaults)?;
     options.replication_factor_min = chosen.min;
     options.replication_factor_max = chosen.max;
-    if request.options.is_expired(around.now) {
-        return Err(Error::rejected("pin.ExpireAt set before current time"));
-    }
+    check_expiry(request, around.now)?;
     let draft = types::Pin {
         cid: request.cid.to_bytes(),
         r#type: request.kind.to_proto() as i32,
@@ -198,8 +196,9 @@ fn cannot_take(peers: &PeerTable) -> Vec<Vec<u8>> {
     peers.members().filter(|row| !peers.can_take(&row.peer_id)).map(|row| row.peer_id.clone()).collect()
 }
 
-/// beh:B8.18: everything is the source's, but the CID, the time, and a name or an expiry that was given. What is kept of
-/// `pin_update` is a hint for the first pinning attempt, never carried out again (beh:B8.20).
+/// beh:B8.18: everything is the source's, but the CID, the time, and a name or an expiry that was given. The original
+/// ignores an expiry in the past without a word; here it is refused as that of any pin. What is kept of `pin_update` is
+/// a hint for the first pinning attempt, never carried out again (beh:B8.20).
 fn update(
     request: &PinRequest,
     existing: Option<Arc<types::Pin>>,
@@ -209,6 +208,7 @@ fn update(
     if PinType::from_proto(source.r#type) != PinType::Data {
         return Err(Error::rejected("this pin type cannot be updated"));
     }
+    check_expiry(request, around.now)?;
     let mut draft = source.clone();
     draft.cid = request.cid.to_bytes();
     draft.timestamp = Some(around.now.into());
@@ -219,7 +219,7 @@ fn update(
     if !request.options.name.is_empty() {
         options.name = request.options.name.clone();
     }
-    if request.options.expire_at > around.now {
+    if request.options.expire_at >= around.now {
         options.expire_at_seconds = request.options.expire_at.seconds;
     }
     let chosen = Factors { min: options.replication_factor_min, max: options.replication_factor_max };
@@ -244,6 +244,14 @@ fn depth(request: &PinRequest) -> Result<i32> {
         }
         (PinType::Data, other) => Err(Error::invalid(format!("max_depth: {other} is neither -1 nor 0"))),
     }
+}
+
+/// beh:B8.5
+fn check_expiry(request: &PinRequest, now: Timestamp) -> Result<()> {
+    if request.options.is_expired(now) {
+        return Err(Error::rejected("pin.ExpireAt set before current time"));
+    }
+    Ok(())
 }
 
 /// beh:B8.6
@@ -524,7 +532,6 @@ mod tests {
         let mut asked = request(|request| {
             request.options.pin_update = Some(cid(B));
             request.options.replication_factor_min = 9;
-            request.options.expire_at = Timestamp::from_seconds(NOW.seconds - 5);
         });
         assert_eq!(decide(&asked, None, None).unwrap_err(), Error::not_in_pinset());
         let mut source = stored(&with_factors(1, 2), &[peer(1), peer(2)]);
@@ -541,6 +548,29 @@ mod tests {
         assert_eq!((options.name.as_str(), options.expire_at_seconds), ("new", NOW.seconds + 5));
         source.r#type = types::PinType::Shard as i32;
         assert_eq!(message(decide(&asked, None, Some(&source))), "this pin type cannot be updated");
+    }
+
+    /// Goal: an expiry in the past is refused in an update as in a pin (beh:B8.5), with the same words; none at all, and
+    /// the epoch, which means never, leave the source's.
+    #[test]
+    fn update_refuses_a_past_expiry() {
+        let mut source = stored(&with_factors(1, 2), &[peer(1)]);
+        source.cid = cid(B).to_bytes();
+        let later = NOW.seconds + 100;
+        source.options.as_mut().unwrap().expire_at_seconds = later;
+        let expiring = |at: Timestamp| {
+            let asked = request(|request| {
+                request.options.pin_update = Some(cid(B));
+                request.options.expire_at = at;
+            });
+            decide(&asked, None, Some(&source))
+        };
+        for past in [NOW.seconds - 1, NOW.seconds, 1] {
+            assert_eq!(message(expiring(Timestamp::from_seconds(past))), "pin.ExpireAt set before current time");
+        }
+        for unset in [Timestamp::default(), Timestamp::from_seconds(0)] {
+            assert_eq!(expiring(unset).unwrap().pin.options.unwrap().expire_at_seconds, later);
+        }
     }
 
     /// Goal: a depth that no IPFS node can pin to is refused by name, in a pin and in an update, rather than pinned

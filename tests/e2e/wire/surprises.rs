@@ -284,6 +284,8 @@ async fn modes_options_and_updates() {
     assert_eq!(code(&ask(&cluster, &format!("POST /pins/{bad}?expire-in=500ms")).await), short);
     let past = (500, json!("pin.ExpireAt set before current time"));
     assert_eq!(code(&ask(&cluster, &format!("POST /pins/{bad}?expire-at=2020-01-01T00:00:00Z")).await), past);
+    let update = format!("POST /pins/{bad}?pin-update={old}&expire-at=2020-01-01T00:00:00Z");
+    assert_eq!(code(&ask(&cluster, &update).await), past, "the original ignores it");
 
     // Nothing is merged when an item is pinned again (beh:B8.11).
     let again = pin(&cluster, &new, "").await;
