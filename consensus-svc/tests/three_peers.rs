@@ -81,6 +81,36 @@ async fn bursts_share_their_hops() {
     assert!(cluster.monitors.calls.load(Ordering::Acquire) < 160);
 }
 
+/// Goal: beh:B8.13, the other half of B8.12. A pin that had to be content with few peers gets up to its maximum when the
+/// same is asked for again and there are more; one that only has to be copied keeps what it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn b8_13_a_repin_by_a_user_grows_to_the_maximum() {
+    let (cluster, peers) = Cluster::started(3).await;
+    let place = leader(&peers).await;
+    let all = cluster.monitors.peers.lock().clone();
+    let ask = async |number: u32, from: Option<u32>| {
+        let mut asked = request(number);
+        let options = asked.options.as_mut().unwrap();
+        (options.replication_factor_min, options.replication_factor_max) = (1, 3);
+        options.pin_update = from.map(cid).unwrap_or_default();
+        let call = PinCall { request: Some(asked), request_key: Vec::new() };
+        peers[place].pins().pin(call).await.unwrap().into_inner().pin.unwrap()
+    };
+    *cluster.monitors.peers.lock() = all[..1].to_vec();
+    let few = ask(1, None).await;
+    assert_eq!(few.allocations, all[..1]);
+    assert_eq!(ask(1, None).await.revision, few.revision, "nobody else is there: nothing to write");
+    *cluster.monitors.peers.lock() = all.clone();
+    assert_eq!(ask(2, Some(1)).await.allocations, few.allocations, "an update copies");
+    let grown = ask(1, None).await;
+    assert!(grown.revision > few.revision);
+    let mut holders = grown.allocations;
+    holders.sort();
+    let mut everybody = all;
+    everybody.sort();
+    assert_eq!(holders, everybody);
+}
+
 /// Goal: with its leader's monitor away, a voter's monitor allocates.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_monitor_allocates() {

@@ -597,13 +597,69 @@ mod tests {
         }
     }
 
-    /// Goal: the hint of an update is not carried out when the entry is pinned again (beh:B8.20).
+    /// Goal: beh:B8.6. An entry keeps its type, and becomes recursive but never direct again, by a pin as by an update;
+    /// what a type must have is looked at for entries that are there too.
     #[test]
-    fn update_is_a_hint_only() {
-        let mut there = stored(&with_factors(1, 2), &[peer(1)]);
-        there.options.as_mut().unwrap().pin_update = cid(B).to_bytes();
-        let draft = decide(&with_factors(1, 2), Some(&there), None).unwrap();
-        assert!(draft.allocate.is_some() && draft.pin.options.unwrap().pin_update.is_empty());
+    fn b8_6_type_and_mode_of_an_entry() {
+        let (recursive, direct) = (request(|_| {}), request(|request| request.max_depth = 0));
+        let there = |asked: &PinRequest| stored(asked, &[]);
+        assert_eq!(decide(&recursive, Some(&there(&direct)), None).unwrap().pin.max_depth, -1);
+        assert_eq!(decide(&direct, Some(&there(&direct)), None).unwrap().pin.max_depth, 0);
+        let narrower = "cannot repin a CID which is already pinned in recursive mode (new pin is pinned as direct). Unpin it first.";
+        assert_eq!(message(decide(&direct, Some(&there(&recursive)), None)), narrower);
+
+        let from_b = request(|request| request.options.pin_update = Some(cid(B)));
+        let source = |asked: &PinRequest| types::Pin { cid: cid(B).to_bytes(), ..there(asked) };
+        assert_eq!(message(decide(&from_b, Some(&there(&recursive)), Some(&source(&direct)))), narrower);
+        assert_eq!(decide(&from_b, Some(&there(&direct)), Some(&source(&recursive))).unwrap().pin.max_depth, -1);
+
+        for kind in [types::PinType::Meta, types::PinType::ClusterDag, types::PinType::Shard] {
+            let other = types::Pin { r#type: kind as i32, ..there(&recursive) };
+            for asked in [&recursive, &from_b] {
+                let text = message(decide(asked, Some(&other), Some(&source(&recursive))));
+                assert!(text.starts_with("cannot repin CID with different tracking method, clear state"), "{text}");
+            }
+        }
+        let shard = request(|request| (request.kind, request.max_depth) = (PinType::Shard, 1));
+        let deep = request(|request| (request.kind, request.max_depth) = (PinType::Shard, 3));
+        let a_shard = there(&shard);
+        assert!(decide(&shard, Some(&a_shard), None).is_ok());
+        assert_eq!(message(decide(&deep, Some(&a_shard), None)), "must pin shards go depth 1");
+    }
+
+    /// Goal: beh:B8.13. What a user asks for is filled up to its maximum; what only has to be replaced, because a peer
+    /// went away during an add or an update, is filled when it is below its minimum.
+    #[test]
+    fn b8_13_only_a_users_pin_grows_to_its_maximum() {
+        let growth = |draft: Draft| draft.allocate.map(|item| (item.growth, item.current.len()));
+        let there = stored(&with_factors(1, 3), &[peer(1), peer(2)]);
+        let (to_max, if_below) = (monitor::item::Growth::ToMax as i32, monitor::item::Growth::IfBelowMin as i32);
+        assert_eq!(growth(decide(&with_factors(1, 3), None, None).unwrap()), Some((to_max, 0)));
+        assert_eq!(growth(decide(&with_factors(1, 3), Some(&there), None).unwrap()), Some((to_max, 2)));
+        let added = PinRequest { allocations: vec![peer(1), peer(3)], ..with_factors(2, 3) };
+        assert_eq!(growth(decide(&added, None, None).unwrap()), Some((if_below, 1)), "peer 3 is away");
+        let enough = PinRequest { allocations: vec![peer(1), peer(3)], ..with_factors(1, 3) };
+        assert_eq!(growth(decide(&enough, None, None).unwrap()), None);
+        let from_b = request(|request| request.options.pin_update = Some(cid(B)));
+        let source = types::Pin { cid: cid(B).to_bytes(), ..stored(&with_factors(2, 3), &[peer(1), peer(3)]) };
+        assert_eq!(growth(decide(&from_b, None, Some(&source)).unwrap()), Some((if_below, 1)));
+    }
+
+    /// Goal: beh:B8.20. The hint of an update is not carried out when the entry is pinned again, whether what it came from
+    /// is still there or not; the entry is allocated like any other, and loses the hint.
+    #[test]
+    fn b8_20_update_is_a_hint_only() {
+        let from_b = request(|request| request.options.pin_update = Some(cid(B)));
+        let source = types::Pin { cid: cid(B).to_bytes(), ..stored(&with_factors(1, 2), &[peer(1)]) };
+        let updated = decide(&from_b, None, Some(&source)).unwrap().pin;
+        assert_eq!(updated.options.as_ref().unwrap().pin_update, source.cid);
+        let there = types::Pin { revision: 12, ..updated };
+        for source in [Some(&source), None] {
+            let draft = decide(&with_factors(1, 2), Some(&there), source).unwrap();
+            assert!(draft.allocate.is_some() && draft.pin.options.unwrap().pin_update.is_empty());
+        }
+        let itself = request(|request| request.options.pin_update = Some(cid(A)));
+        assert!(decide(&itself, Some(&there), None).unwrap().pin.options.unwrap().pin_update.is_empty());
     }
 
     /// Goal: unpin answers with the original's texts.

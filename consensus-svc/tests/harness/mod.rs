@@ -87,6 +87,11 @@ impl FakeMonitor {
         }
         let mut chosen: Vec<Vec<u8>> = item.current.iter().filter(|peer| all.contains(peer)).cloned().collect();
         let current = chosen.len() as i32;
+        if item.growth() == item::Growth::IfBelowMin
+            && (item.replication_factor_min..=item.replication_factor_max).contains(&current)
+        {
+            return Placed { result: Some(result::Result::Peers(Peers { peers: chosen })) };
+        }
         let mut candidates: Vec<Vec<u8>> =
             item.priority.iter().filter(|peer| all.contains(peer) && !chosen.contains(peer)).cloned().collect();
         let start = self.0.next.fetch_add(1, Ordering::AcqRel);
