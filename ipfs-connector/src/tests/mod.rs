@@ -1,6 +1,7 @@
 //! The whole connector in one process: a stand-in for consensus-svc behind real mTLS, and either a node that a test
 //! steers or the embedded one.
 
+mod attempts;
 mod consensus;
 #[path = "../../tests/daemon/mod.rs"]
 mod daemon;
@@ -55,6 +56,9 @@ struct House {
     monitor: String,
     concurrent_pins: usize,
     metric_ttl: Duration,
+    /// 0: no limit.
+    max_attempts: u32,
+    unpin_disable: bool,
     stop: Shutdown,
 }
 
@@ -83,7 +87,19 @@ impl House {
         // Nobody there: informers must not be what anything waits for.
         let monitor = "127.0.0.1:9".to_owned();
         let metric_ttl = Duration::from_secs(30);
-        House { folder, secret, identity, pinset, consensus, monitor, concurrent_pins: 4, metric_ttl, stop }
+        House {
+            folder,
+            secret,
+            identity,
+            pinset,
+            consensus,
+            monitor,
+            concurrent_pins: 4,
+            metric_ttl,
+            max_attempts: 0,
+            unpin_disable: false,
+            stop,
+        }
     }
 
     async fn serve_monitor(&mut self) -> Monitor {
@@ -110,11 +126,11 @@ impl House {
                     priority_max_retries: 5,
                     first_backoff_ms: 1_000,
                     last_backoff_ms: 60_000,
-                    max_attempts: 0,
+                    max_attempts: self.max_attempts,
                     max_queued_pins: 1_000_000,
                 },
                 check_interval: Duration::from_secs(3600),
-                unpin_disable: false,
+                unpin_disable: self.unpin_disable,
             },
             informers: [
                 Informer::Disk { kind: DiskMetric::Freespace, watermark: 0.85 },
@@ -146,6 +162,11 @@ impl House {
     /// An entry of the pinset that is allocated to this peer.
     fn here(&self, cid: &Cid) -> types::Pin {
         self.pin(cid, &self.own())
+    }
+
+    /// The same for the one block only.
+    fn direct(&self, cid: &Cid) -> types::Pin {
+        types::Pin { max_depth: 0, ..self.here(cid) }
     }
 
     fn elsewhere(&self, cid: &Cid) -> types::Pin {

@@ -74,6 +74,11 @@ impl TestNode {
         self.state.lock().calls.iter().filter(|(name, _)| *name == call).count()
     }
 
+    /// Of one CID.
+    pub fn count_of(&self, call: &str, cid: &Cid) -> usize {
+        self.state.lock().calls.iter().filter(|(name, of)| *name == call && of == cid).count()
+    }
+
     fn check(&self) -> Result<()> {
         if self.state.lock().down { Err(NodeError::Down("connection refused".to_owned())) } else { Ok(()) }
     }

@@ -9,6 +9,7 @@ use multiaddr::Multiaddr;
 use pinfold_common::Cid;
 use pinfold_common::ids::{cid_from_bytes, optional_cid};
 use pinfold_common::pin::PinMode;
+use pinfold_common::status::TrackerStatus;
 use pinfold_proto::types::{self, Reason};
 use prost::Message as _;
 use tokio::time::Instant;
@@ -202,7 +203,9 @@ fn evicted_outcome(seen: PinProgress, after: Duration) -> Outcome {
 fn request(item: &Item, cid: Cid) -> PinAdd {
     // Hints only: what cannot be read is left out.
     let options = types::Pin::decode(item.pin.as_slice()).ok().and_then(|pin| pin.options).unwrap_or_default();
-    let pin_update = if item.attempts == 0 { optional_cid(&options.pin_update).ok().flatten() } else { None };
+    // beh:B8.20: for the first attempt, and not for a pin that was there already and got lost.
+    let is_first = item.attempts == 0 && item.status != TrackerStatus::UnexpectedlyUnpinned;
+    let pin_update = if is_first { optional_cid(&options.pin_update).ok().flatten() } else { None };
     PinAdd {
         cid,
         mode: item.mode,
