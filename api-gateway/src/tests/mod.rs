@@ -227,6 +227,35 @@ async fn the_life_of_a_pin() {
     assert_eq!(gateway.send("POST /pins/recover").await.status, 204);
 }
 
+/// Goal: a path is resolved by the own node, exactly as it was sent but unescaped, and what it leads to is pinned, by name
+/// and below a name as below a CID, over REST and gRPC; a name that leads nowhere is 500 and pins nothing (beh:B8.21).
+#[tokio::test]
+async fn names_and_paths_are_resolved() {
+    let gateway = Gateway::start().await;
+    let channel = tonic::transport::Endpoint::new(format!("http://{}", gateway.address)).unwrap().connect_lazy();
+    let mut pins = PinsClient::new(channel);
+    for (path, cid) in siblings::PATHS {
+        let escaped = path.replace(' ', "%20").replace('\u{e9}', "%C3%A9");
+        let posted = gateway.send(&format!("POST /pins{escaped}?name=by-path")).await;
+        assert_eq!((posted.status, &posted.json()["cid"]), (200, &json!(cid)), "{path}: {}", posted.body);
+        assert_eq!(gateway.send(&format!("GET /allocations/{cid}")).await.json()["name"], "by-path");
+        let removed = gateway.send(&format!("DELETE /pins{escaped}")).await;
+        assert_eq!((removed.status, &removed.json()["cid"]), (200, &json!(cid)), "{path}: {}", removed.body);
+        assert_eq!(gateway.send(&format!("GET /allocations/{cid}")).await.status, 404);
+
+        let bytes = pinfold_common::ids::parse_cid(cid).unwrap().to_bytes();
+        let request = Some(pinfold_proto::types::PinRequest { max_depth: -1, ..Default::default() });
+        let call = api::PinPathRequest { path: path.to_owned(), request, request_key: Vec::new() };
+        assert_eq!(pins.pin_path(call).await.unwrap().into_inner().pin.unwrap().cid, bytes, "{path}");
+        let call = api::UnpinPathRequest { path: path.to_owned(), request_key: Vec::new() };
+        assert_eq!(pins.unpin_path(call).await.unwrap().into_inner().pin.unwrap().cid, bytes, "{path}");
+    }
+    let nowhere = gateway.send("POST /pins/ipns/nobody.example").await;
+    let message = nowhere.json()["message"].to_string();
+    assert!(nowhere.status == 500 && message.contains("no such name"), "{}", nowhere.body);
+    assert_eq!(gateway.send("GET /allocations").await.status, 204);
+}
+
 /// Goal: malformed requests are one 400 document and change nothing; refusals of the rules are 500.
 #[tokio::test]
 async fn refusals() {

@@ -16,7 +16,7 @@ use pinfold_common::shutdown::Shutdown;
 use pinfold_common::status::TrackerStatus;
 use pinfold_common::time::Timestamp;
 use pinfold_common::tls::{ClusterSecret, Room, Tls};
-use pinfold_common::{Cid, Error};
+use pinfold_common::{Cid, Code, Error};
 use pinfold_proto::connector::node_server::{Node, NodeServer};
 use pinfold_proto::connector::tracker_server::{Tracker, TrackerServer};
 use pinfold_proto::consensus::peers_server::{Peers, PeersServer};
@@ -203,6 +203,13 @@ impl Monitor for Measures {
     }
 }
 
+/// What the stand-in's node resolves, and to what.
+pub const PATHS: [(&str, &str); 3] = [
+    ("/ipns/docs.example", "bafkqaaa"),
+    ("/ipns/docs.example/a guide/\u{e9}", "bafkqabiaaebagba"),
+    ("/ipfs/bafkqaaa/inner", "bafkqabyaaebagbafa4"),
+];
+
 /// Says `pinned` of what concerns its peer.
 #[derive(Clone)]
 pub struct Connector {
@@ -296,9 +303,15 @@ impl Node for Connector {
         Ok(Response::new(connector::NodeStatusReply { ipfs: Some(self.ipfs.clone()), ready, ..Default::default() }))
     }
 
-    async fn resolve(&self, _: Request<connector::ResolveCall>) -> Answer<connector::ResolveReply> {
-        let cid = Cid::try_from("bafkqaaa").unwrap().to_bytes();
-        Ok(Response::new(connector::ResolveReply { cid }))
+    async fn resolve(&self, request: Request<connector::ResolveCall>) -> Answer<connector::ResolveReply> {
+        let path = request.into_inner().path;
+        match PATHS.iter().find(|(known, _)| *known == path) {
+            Some((_, leads_to)) => {
+                let cid = Cid::try_from(*leads_to).unwrap().to_bytes();
+                Ok(Response::new(connector::ResolveReply { cid }))
+            }
+            None => Err(Error::new(Code::NotFound, format!("resolve {path}: no such name")).into()),
+        }
     }
 
     async fn repo_stat(&self, _: Request<connector::RepoStatCall>) -> Answer<connector::RepoStatReply> {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
+use multihash_codetable::{Code, MultihashDigest as _};
+use pinfold_common::Cid;
 use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
-use pinfold_proto::connector::{GcCall, StatusAllCall};
+use pinfold_proto::connector::node_client::NodeClient;
+use pinfold_proto::connector::{GcCall, ResolveCall, StatusAllCall};
 use pinfold_proto::types::Reason;
 
 use super::kubo_sim::{KuboSim, ListFault, Mood, PinFault};
@@ -317,6 +320,34 @@ async fn the_last_word_wins() {
         })
         .await;
     }
+    connector.stop().await;
+}
+
+/// Goal: beh:B13.8. IPNS names and DNSLink domains lead to a CID through the node, with and without a path behind them;
+/// what leads to a name again, or nowhere, is an error and no CID.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_lead_to_cids() {
+    let (_house, sim, connector) = start().await;
+    give(&sim, 1..2).await;
+    let link = ipld_dagpb::PbLink { cid: cid(1), name: Some("guide".to_owned()), size: Some(4) };
+    let directory = ipld_dagpb::PbNode { links: vec![link], data: Some(vec![0x08, 0x01].into()) }.into_bytes();
+    let root = Cid::new_v1(0x70, Code::Sha2_256.digest(&directory));
+    sim.engine().put_blocks(stream::iter([Ok(Block { cid: root, data: directory.into() })]).boxed()).await.unwrap();
+    sim.set_name("docs.example", &format!("/ipfs/{root}"));
+    sim.set_name("moves.example", "/ipns/docs.example");
+    let resolve = async |path: &str| {
+        let call = ResolveCall { path: path.to_owned() };
+        NodeClient::new(connector.channel.clone()).resolve(call).await.map(|reply| reply.into_inner().cid)
+    };
+    assert_eq!(resolve("/ipns/docs.example").await.unwrap(), root.to_bytes());
+    assert_eq!(resolve("/ipns/docs.example/guide").await.unwrap(), cid(1).to_bytes());
+    let moves = resolve("/ipns/moves.example").await.unwrap_err();
+    assert!(moves.message().contains("leads to /ipns/docs.example, which may change"), "{moves}");
+    for nowhere in ["/ipns/nobody.example", "/ipns/docs.example/no/such/link"] {
+        assert!(resolve(nowhere).await.is_err(), "{nowhere}");
+    }
+    let asked = ["/ipns/docs.example", "/ipns/docs.example/guide", "/ipns/moves.example"];
+    assert_eq!(sim.journal("resolve")[..3], asked.map(str::to_owned));
     connector.stop().await;
 }
 

@@ -37,7 +37,7 @@ pub async fn answer(shared: Arc<Shared>, call: Call) -> Answer {
             Err(error) => Answer::refusal(&error.to_string()),
         },
         "repo/gc" => gc(shared, engine),
-        "resolve" => resolve(engine, &call).await,
+        "resolve" => resolve(&shared, engine, &call).await,
         "swarm/connect" => connect(&shared, &call),
         "swarm/peers" => {
             let peers: Vec<Value> =
@@ -311,8 +311,20 @@ fn gc(shared: Arc<Shared>, engine: EmbeddedNode) -> Answer {
     Answer::lines(stream::once(lines).flatten().boxed())
 }
 
-async fn resolve(engine: EmbeddedNode, call: &Call) -> Answer {
-    match engine.resolve(call.argument()).await {
+/// One name at most: what leads to a further one is answered as it is, as Kubo does with `recursive=false`.
+async fn resolve(shared: &Shared, engine: EmbeddedNode, call: &Call) -> Answer {
+    let mut path = call.argument().to_owned();
+    if let Some(named) = path.strip_prefix("/ipns/") {
+        let (name, rest) = named.split_once('/').unwrap_or((named, ""));
+        let Some(leads_to) = shared.state.lock().names.get(name).cloned() else {
+            return Answer::refusal("could not resolve name");
+        };
+        path = if rest.is_empty() { leads_to } else { format!("{leads_to}/{rest}") };
+    }
+    if path.starts_with("/ipns/") {
+        return Answer::json(json!({"Path": path}));
+    }
+    match engine.resolve(&path).await {
         Ok(cid) => Answer::json(json!({"Path": format!("/ipfs/{cid}")})),
         Err(NodeError::NotFound(text)) => Answer::refusal(&format!("no link named \"x\": {text}")),
         Err(error) => Answer::refusal(&error.to_string()),

@@ -73,6 +73,8 @@ struct State {
     list: ListFault,
     /// How long a GC holds everything up.
     gc: Duration,
+    /// What IPNS names and DNSLink domains lead to.
+    names: HashMap<String, String>,
     reachable: HashSet<String>,
     connected: Vec<PeerId>,
     journal: Vec<(String, String)>,
@@ -122,6 +124,7 @@ impl KuboSim {
             pins: HashMap::new(),
             list: ListFault::None,
             gc: Duration::ZERO,
+            names: HashMap::new(),
             reachable: HashSet::new(),
             connected: Vec::new(),
             journal: Vec::new(),
@@ -172,6 +175,11 @@ impl KuboSim {
 
     pub fn set_gc_time(&self, time: Duration) {
         self.shared.state.lock().gc = time;
+    }
+
+    /// `/ipns/<name>` leads to this path from now on.
+    pub fn set_name(&self, name: &str, path: &str) {
+        self.shared.state.lock().names.insert(name.to_owned(), path.to_owned());
     }
 
     /// `swarm/connect` to this address works.
