@@ -109,7 +109,8 @@ pub struct AddContext {
 }
 
 /// Runs one upload to its end. The pinset is changed only after the whole input was read and its blocks were taken;
-/// an error of the input, or a client that takes no events, leaves nothing in it.
+/// an error of the input, or a client that takes no events, leaves nothing in it. Events come one late: the last one, which
+/// names the root, only when that is pinned.
 pub async fn add<S: Stream<Item = Result<Input>> + Send + Unpin>(
     context: &AddContext,
     params: AddParams,

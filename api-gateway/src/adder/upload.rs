@@ -19,12 +19,15 @@ pub(super) struct Upload<'a> {
     context: &'a AddContext,
     params: &'a AddParams,
     output: mpsc::Sender<Event>,
+    /// The latest event, not told yet. The last one is what clients take for the root of all, also those that never
+    /// look at the error behind it: it is told when everything is stored and pinned, or not at all.
+    held: Option<Event>,
     open: Option<(Plan, Sink)>,
 }
 
 impl<'a> Upload<'a> {
     pub fn new(context: &'a AddContext, params: &'a AddParams, output: mpsc::Sender<Event>) -> Upload<'a> {
-        Upload { context, params, output, open: None }
+        Upload { context, params, output, held: None, open: None }
     }
 
     pub async fn put(&mut self, block: Block) -> Result<()> {
@@ -69,15 +72,9 @@ impl<'a> Upload<'a> {
     }
 
     /// A file, symlink or directory is whole.
-    pub async fn added(&self, name: String, node: &Node) -> Result<()> {
-        self.emit(Event::Added {
-            name,
-            cid: node.cid,
-            bytes: None,
-            size: node.dag_bytes,
-            allocations: self.allocations(),
-        })
-        .await
+    pub async fn added(&mut self, name: String, node: &Node) -> Result<()> {
+        let allocations = self.allocations();
+        self.emit(Event::Added { name, cid: node.cid, bytes: None, size: node.dag_bytes, allocations }).await
     }
 
     /// Who will hold it, as far as it is known.
@@ -85,15 +82,28 @@ impl<'a> Upload<'a> {
         self.open.as_ref().map(|(plan, _)| plan.holders.clone()).unwrap_or_default()
     }
 
-    pub async fn emit(&self, event: Event) -> Result<()> {
+    /// Tells what was held, and holds this.
+    pub async fn emit(&mut self, event: Event) -> Result<()> {
+        let Some(earlier) = self.held.replace(event) else { return Ok(()) };
         self.output
-            .send_timeout(event, OUTPUT_DEADLINE)
+            .send_timeout(earlier, OUTPUT_DEADLINE)
             .await
             .map_err(|_| Error::unavailable("add: the client has left"))
     }
 
+    /// Stores and pins, then tells the last event.
+    pub async fn finish(mut self, root: Cid) -> Result<Done> {
+        let (last, output) = (self.held.take(), self.output.clone());
+        let done = self.store_and_pin(root).await?;
+        if let Some(last) = last {
+            // It is done, whether or not the client has left.
+            let _ = output.send_timeout(last, OUTPUT_DEADLINE).await;
+        }
+        Ok(done)
+    }
+
     /// Waits until the blocks are on the destinations' disks, then pins.
-    pub async fn finish(self, root: Cid) -> Result<Done> {
+    async fn store_and_pin(self, root: Cid) -> Result<Done> {
         let Some((plan, sink)) = self.open else {
             return Err(Error::invalid("add: nothing to store"));
         };

@@ -88,6 +88,23 @@ async fn a_broken_input_leaves_nothing() {
     assert!(cluster.seen.lock().pins.is_empty());
 }
 
+/// Goal: the root is told only when all is stored and pinned: a client that reads no further than the lines takes no
+/// CID for good that is not, where the disks turn out to be full at the very end or nobody can pin (attack:A10).
+#[tokio::test]
+async fn the_root_is_told_when_it_is_pinned() {
+    let destinations = peers(2);
+    let full = FakeCluster { broken: destinations.clone(), ..FakeCluster::new(&destinations, 1) };
+    let unled = FakeCluster { refuses_pins: true, ..FakeCluster::new(&destinations, 1) };
+    let well = FakeCluster::new(&destinations, 1);
+    for (cluster, expected) in [(full, 2), (unled, 2), (well, 3)] {
+        let input = [file("d/x", b"1"), file("d/y", b"2")].concat_all();
+        let (done, events) = run(Arc::new(cluster), PeerId::random(), AddParams::default(), input).await;
+        let names: Vec<&str> = events.iter().map(|event| added(event).0).collect();
+        assert_eq!(names, ["d/x", "d/y", "d"][..expected], "{done:?}");
+        assert_eq!(done.is_ok(), expected == 3);
+    }
+}
+
 /// Goal: malformed uploads are refused as the client's mistake, without a pin.
 #[tokio::test]
 async fn malformed_uploads() {

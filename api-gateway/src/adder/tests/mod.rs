@@ -28,6 +28,7 @@ pub(super) struct FakeCluster {
     pub broken: Vec<PeerId>,
     /// Peers that never take any.
     pub stuck: Vec<PeerId>,
+    pub refuses_pins: bool,
     pub keep_blocks: bool,
     pub seen: Mutex<Seen>,
 }
@@ -48,6 +49,7 @@ impl FakeCluster {
             allocation: Allocation { peers: peers.to_vec(), everywhere: min < 0, replication_factor_min: min },
             broken: Vec::new(),
             stuck: Vec::new(),
+            refuses_pins: false,
             keep_blocks: true,
             seen: Mutex::default(),
         }
@@ -84,6 +86,9 @@ impl Cluster for FakeCluster {
     }
 
     async fn pin(&self, request: PinRequest, request_key: Vec<u8>) -> Result<(Pin, u64)> {
+        if self.refuses_pins {
+            return Err(Error::unavailable("no majority"));
+        }
         self.seen.lock().pins.push((request.clone(), request_key));
         Ok((pin_of(request), 7))
     }
