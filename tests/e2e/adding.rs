@@ -3,8 +3,15 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
-use pinfold_tests::cluster::TestCluster;
+use ctl::local::cluster::Ipfs;
+use pinfold_common::ids::parse_cid;
+use pinfold_common::json::AddedJson;
+use pinfold_tests::cluster::{TestCluster, eventually};
 use pinfold_tests::content;
+use pinfold_tests::needs::{self, Need};
+use pinfold_tests::raw::{Part, Request};
+use pinfold_tests::small_disk::SmallDisk;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
@@ -107,4 +114,83 @@ async fn a_client_that_is_killed_leaves_nothing() {
     let (code, text, errors) = end(add(&cluster, &["-Q", "-"]), b"whole").await;
     assert_eq!(code, 0, "{errors}");
     assert_eq!(cluster.rest(0).allocations().await.into_keys().collect::<Vec<_>>(), [text.trim()]);
+}
+
+/// One peer whose node's blocks lie on a disk of 16 MiB. Dropped in this order.
+struct Cramped {
+    cluster: TestCluster,
+    disk: SmallDisk,
+    _folder: tempfile::TempDir,
+}
+
+impl Cramped {
+    async fn start() -> Cramped {
+        let folder = tempfile::Builder::new().prefix("pinfold-full-").tempdir().unwrap();
+        let disk = SmallDisk::over(folder.path(), "16m").expect("a small disk");
+        let settings = vec![
+            ("ipfs.embedded.folder", json!(disk.folder().join("ipfs"))),
+            // Not the limit that is configured: the disk itself.
+            ("ipfs.embedded.storage_max_bytes", json!(1_u64 << 30)),
+            // So that it is soon seen to have room again.
+            ("informer.disk.metric_ttl", json!("2s")),
+        ];
+        let cluster = TestCluster::with(1, Ipfs::Embedded { gateways: Vec::new() }, settings).await;
+        Cramped { cluster, disk, _folder: folder }
+    }
+
+    async fn has_nothing_pinned(&self) {
+        assert_eq!(self.cluster.rest(0).allocations().await.len(), 0);
+    }
+}
+
+/// Goal: attack:A10, on a file system that is really full. An upload that does not fit is 507, in the trailer when it is
+/// streamed, and an error of `ctl`, each without a CID; nothing of it is pinned. So is the next one, whoever notices.
+/// With more room the same upload is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_507_and_no_cid() {
+    const FULL: &str = "No space left on device";
+    if !needs::are_met("a_full_disk_is_507_and_no_cid", &[Need::Root, Need::Tmpfs]) {
+        return;
+    }
+    let data = content::bytes(11, 24 << 20);
+    let upload = |query: &str| {
+        Request::line(&format!("POST /add?cid-version=1{query}")).multipart(&[Part::file("large.bin", &data)])
+    };
+
+    let cramped = Cramped::start().await;
+    let streamed = upload("").send(&cramped.cluster.peer(0).api).await.unwrap();
+    assert_eq!((streamed.status, streamed.text().as_str()), (200, ""));
+    assert!(streamed.trailer("x-stream-error").concat().contains(FULL), "{:?}", streamed.trailers);
+    cramped.has_nothing_pinned().await;
+    drop(cramped);
+
+    let cramped = Cramped::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, &data).unwrap();
+    let (code, printed, errors) = end(add(&cramped.cluster, &["-Q", file.path().to_str().unwrap()]), b"").await;
+    assert!(code == 2 && printed.contains("Code: 507") && printed.contains(FULL), "{code} {printed:?} {errors}");
+    assert!(printed.split_whitespace().all(|word| parse_cid(word).is_err()), "{printed}");
+    cramped.has_nothing_pinned().await;
+    drop(cramped);
+
+    let cramped = Cramped::start().await;
+    for attempt in 0..2 {
+        let whole = upload("&stream-channels=false").send(&cramped.cluster.peer(0).api).await.unwrap();
+        assert_eq!((whole.status, &whole.json()["code"]), (507, &json!(507)), "{}", whole.text());
+        assert!(attempt > 0 || whole.text().contains(FULL), "{}", whole.text());
+    }
+    cramped.has_nothing_pinned().await;
+
+    cramped.disk.grow("256m");
+    let rest = cramped.cluster.rest(0);
+    let answer = eventually("it fits now", || async {
+        let answer = rest.add("cid-version=1&stream-channels=false", vec![("large.bin", data.clone())]).await;
+        assert!(answer.status == 200 || answer.status == 507, "{} {}", answer.status, answer.body);
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    let added: Vec<AddedJson> = answer.json();
+    let root = parse_cid(added[0].cid.as_ref().unwrap()).unwrap();
+    assert!(content::read_file(&mut cramped.cluster.blocks(0), &root).await.unwrap() == data);
+    assert_eq!(rest.allocations().await.into_keys().collect::<Vec<_>>(), [root.to_string()]);
 }

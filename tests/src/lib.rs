@@ -9,3 +9,4 @@ pub mod needs;
 pub mod pins;
 pub mod raw;
 pub mod rest;
+pub mod small_disk;

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use crate::small_disk::SmallDisk;
+
 /// Names a folder in which a skipped test leaves a file of its name.
 const SKIPPED: &str = "PINFOLD_SKIPPED";
 
@@ -17,6 +19,8 @@ pub enum Need {
     XfsIo,
     Mkfs,
     LoopDevice,
+    /// To be mounted, which being root does not always allow.
+    Tmpfs,
 }
 
 impl Need {
@@ -29,6 +33,7 @@ impl Need {
             Need::XfsIo => "xfs_io",
             Need::Mkfs => "mkfs.ext4",
             Need::LoopDevice => "loop devices",
+            Need::Tmpfs => "a tmpfs to mount",
         }
     }
 
@@ -39,6 +44,10 @@ impl Need {
                 ctl::local::on_path(self.name()).is_some() || Path::new("/usr/sbin").join(self.name()).is_file()
             }
             Need::LoopDevice => Path::new("/dev/loop-control").exists(),
+            Need::Tmpfs => {
+                let folder = tempfile::tempdir().expect("a temporary folder");
+                SmallDisk::over(folder.path(), "64k").is_some()
+            }
         }
     }
 }
