@@ -180,21 +180,19 @@ async fn everything_survives_the_loss_of_all() {
 /// Goal: a planned stop hands the lead over instead of letting the others wait for an election.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_hands_over() {
-    // Nobody would call an election by itself in time.
+    // Nobody calls an election by itself before the test gives up.
     let config = RaftConfig {
         heartbeat_interval: Duration::from_millis(100),
-        election_timeout_min: Duration::from_secs(5),
-        election_timeout_max: Duration::from_secs(6),
+        election_timeout_min: 5 * harness::DEADLINE,
+        election_timeout_max: 6 * harness::DEADLINE,
         ..RaftConfig::default()
     };
     let mut cluster = Cluster::founded(3, config).await;
     let first = cluster.leader().await.node_id;
     cluster.leader().await.node().propose(put("a")).await.unwrap();
-    let asked_at = Instant::now();
     cluster.stop(first).await;
     let second = cluster.leader_other_than(first).await;
     second.node().propose(put("b")).await.unwrap();
-    assert!(asked_at.elapsed() < Duration::from_millis(4500), "{:?}", asked_at.elapsed());
     cluster.shutdown().await;
 }
 
