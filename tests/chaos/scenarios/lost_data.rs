@@ -5,11 +5,10 @@ use std::path::Path;
 
 use pinfold_common::member::Member;
 use pinfold_tests::cluster::programs;
-use serde_json::json;
 use tokio::process::Command;
 
 use crate::extent::seed;
-use crate::house::{House, Wish};
+use crate::house::{House, Wish, nothing_moves};
 use crate::load::Load;
 use crate::report::Report;
 use crate::scenarios::membership::{everybody_votes, remove};
@@ -19,18 +18,13 @@ const WRITES: u64 = 30;
 const WRITES_DURING: u64 = 10;
 const WAY_BACK: [&str; 3] = ["ctl peers rm", "state clean", "--bootstrap"];
 
-/// A revision that grows by a re-pin is no write of a client's, and the check knows only those.
-fn nothing_moves() -> Wish {
-    Wish { settings: vec![("cluster.disable_repinning", json!(true))], ..Wish::default() }
-}
-
 /// Goal: an older copy of one peer's data, and the data of two peers in each other's place, never vote: the peers refuse
 /// to run and say how to come back.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes longer than every test run has time for: make chaos"]
 async fn seed_i1_i2_fault_d9_older_and_swapped_folders() {
     let mut report = Report::new("fault:D9 an older folder, two swapped ones");
-    let mut house = House::start(nothing_moves()).await;
+    let mut house = House::start(Wish { settings: nothing_moves(), ..Wish::default() }).await;
     let load = Load::start(&house, seed());
     load.more_writes(WRITES).await;
     let leader = house.leader().await;
@@ -86,7 +80,7 @@ async fn seed_i1_i2_fault_d9_older_and_swapped_folders() {
 #[ignore = "takes longer than every test run has time for: make chaos"]
 async fn seed_i1_i12_fault_d10_lost_data() {
     let mut report = Report::new("fault:D10 data gone, identity kept");
-    let mut house = House::start(nothing_moves()).await;
+    let mut house = House::start(Wish { settings: nothing_moves(), ..Wish::default() }).await;
     let load = Load::start(&house, seed());
     load.more_writes(WRITES).await;
     let leader = house.leader().await;
