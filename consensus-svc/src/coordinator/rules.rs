@@ -34,6 +34,8 @@ pub struct Draft {
     pub existing: Option<Arc<types::Pin>>,
     /// What to ask the allocator; `None`: nothing.
     pub allocate: Option<monitor::Item>,
+    /// Who may have a copy by the entry that is there.
+    holders: Vec<Vec<u8>>,
 }
 
 impl Draft {
@@ -41,16 +43,26 @@ impl Draft {
         self.existing.as_ref().map_or(0, |pin| pin.revision)
     }
 
-    /// The allocator's answer. Holders that make room for new ones keep their copy until those really have it
-    /// (protocols.md 7); holders that are only surplus do not.
+    fn new(pin: types::Pin, existing: Option<Arc<types::Pin>>, peers: &PeerTable) -> Draft {
+        let holders = match &existing {
+            None => Vec::new(),
+            Some(existing) if is_everywhere(existing) => peers.members().map(|row| row.peer_id.clone()).collect(),
+            Some(existing) => existing.allocations.clone(),
+        };
+        Draft { pin, existing, allocate: None, holders }
+    }
+
+    /// The allocator's answer. Holders that are not among it keep their copy until those really have it (protocols.md 7):
+    /// nobody knows here who has one, not even of holders that stay.
     pub fn place(&mut self, allocations: Vec<Vec<u8>>) {
         self.pin.allocations = allocations;
         let Some(existing) = &self.existing else { return };
-        let grows = self.pin.allocations.iter().any(|peer| !existing.allocations.contains(peer));
-        let replaced = existing.allocations.iter().filter(|_| grows && !is_everywhere(&self.pin));
-        let mut leaving: Vec<Vec<u8>> = existing.leaving.iter().chain(replaced).cloned().collect();
-        leaving.retain(|peer| !self.pin.allocations.contains(peer));
-        self.pin.leaving = if is_everywhere(&self.pin) { Vec::new() } else { leaving };
+        if is_everywhere(&self.pin) {
+            self.pin.leaving = Vec::new();
+            return;
+        }
+        let old = existing.leaving.iter().chain(&self.holders);
+        self.pin.leaving = old.filter(|peer| !self.pin.allocations.contains(peer)).cloned().collect();
     }
 
     /// The entry that is there, if this one would say the same (beh:B8.12): all but the time.
@@ -147,7 +159,7 @@ pub fn pin(
     check_repin(&draft, existing.as_deref())?;
     check_type(&draft)?;
 
-    let mut draft = Draft { pin: draft, existing, allocate: None };
+    let mut draft = Draft::new(draft, existing, around.peers);
     if chosen.min == -1 || request.kind == PinType::Meta {
         draft.place(Vec::new());
         return Ok(draft);
@@ -226,7 +238,7 @@ fn update(
     check_repin(&draft, existing.as_deref())?;
     check_type(&draft)?;
     let copied = std::mem::take(&mut draft.allocations);
-    let mut draft = Draft { pin: draft, existing, allocate: None };
+    let mut draft = Draft::new(draft, existing, around.peers);
     if chosen.min == -1 {
         draft.place(Vec::new());
     } else {
@@ -514,7 +526,8 @@ mod tests {
         assert_eq!(nameless.pin.options.unwrap().metadata, vec![], "what is left out is erased");
     }
 
-    /// Goal: a holder that is replaced keeps its copy until the new one has it; surplus just goes.
+    /// Goal: a holder that is replaced, or too many, keeps its copy until those that stay have it; so does every member
+    /// when an item is not pinned everywhere any more.
     #[test]
     fn replaced_holders_are_leaving() {
         let there = stored(&with_factors(1, 2), &[peer(1), peer(3)]);
@@ -522,6 +535,13 @@ mod tests {
         draft.place(vec![peer(1).to_bytes(), peer(2).to_bytes()]);
         assert_eq!(draft.pin.leaving, vec![peer(3).to_bytes()]);
         draft.place(vec![peer(1).to_bytes()]);
+        assert_eq!(draft.pin.leaving, vec![peer(3).to_bytes()]);
+        let there = stored(&with_factors(-1, -1), &[]);
+        let mut draft = decide(&with_factors(1, 1), Some(&there), None).unwrap();
+        draft.place(vec![peer(2).to_bytes()]);
+        assert_eq!(draft.pin.leaving, vec![peer(1).to_bytes(), peer(3).to_bytes()]);
+        let mut draft = decide(&with_factors(-1, -1), Some(&draft.pin), None).unwrap();
+        draft.place(Vec::new());
         assert_eq!(draft.pin.leaving, Vec::<Vec<u8>>::new());
     }
 

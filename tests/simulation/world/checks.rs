@@ -267,22 +267,15 @@ impl World {
         draft: &Draft,
     ) {
         assert_eq!(draft.pin.options, Some(World::expected_options(request, source)));
-        let mut new = World::new_holders(draft).peekable();
-        let grows = new.peek().is_some();
-        for holder in new {
+        for holder in World::new_holders(draft) {
             match source {
                 None => self.check_new_holder(leader, holder),
                 // An update takes the holders of its source over as they are, but for those that the log says are gone.
                 Some(_) => assert!(self.view.peers.can_take(holder), "{draft:?}"),
             }
         }
-        let Some(existing) = &draft.existing else { return };
-        if grows && !is_everywhere(existing) {
+        if let Some(existing) = &draft.existing {
             self.check_copies(existing, &draft.pin);
-        } else if self.copies_left(existing, &draft.pin).is_err() {
-            // Who is only surplus keeps nothing by the coordinator's rule, whatever those have that stay.
-            self.totals.given_up += 1;
-            self.offered.insert(existing.cid.clone());
         }
     }
 

@@ -43,8 +43,6 @@ totals! {
     updated: 10,
     unpinned: 25,
     refused: 5,
-    /// Requests by which confirmed copies fell below the minimum.
-    given_up: 0,
     /// Items pinned everywhere whose only copy went with a peer that was removed.
     orphaned: 0,
     drains: 25,
