@@ -21,7 +21,7 @@ const HISTORIES: u64 = 10_000;
 /// given up below the minimum by a move, all entries are what people asked for last with all options, nothing comes
 /// back that was unpinned, a rebalance makes no move that is not needed, and after healing everything converges.
 #[test]
-fn seed_h9_2_h9_3_h9_7_any_history_of_failures_is_repaired() {
+fn seed_h9_2_h9_3_h9_4_h9_7_h9_8_h9_11_any_history_of_failures_is_repaired() {
     if let Some(seed) = number("PINFOLD_SIMULATION_SEED") {
         world::run(seed, world::Voice::Loud);
         return;
