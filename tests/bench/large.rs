@@ -18,7 +18,7 @@ use crate::rest::{self, Failed};
 /// All must have joined by then: the goal, and the bound of the wait.
 const JOIN_DEADLINE: Duration = Duration::from_secs(300);
 /// For all to have what one has.
-const SAME_DEADLINE: Duration = Duration::from_secs(120);
+const SAME_DEADLINE: Duration = Duration::from_secs(600);
 /// So long nothing happens.
 const IDLE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(200);
@@ -53,10 +53,10 @@ pub async fn run(report: &mut Report, peers: u16) -> Result<(), Failed> {
     let filling = Instant::now();
     rest::fill(&cluster.peers[0].api, ITEMS).await?;
     report.figure("peers.fill", &format!("{ITEMS} pins, 64 clients"), filling.elapsed().as_secs_f64(), "s");
-    same_digest(report, &cluster, "all hold the same").await?;
+    same_digest(report, &cluster, "all hold the same", ITEMS as u64).await?;
     idle(report, &cluster).await;
     lose_the_leader(report, &cluster).await?;
-    same_digest(report, &cluster, "all hold the same after the leader was killed").await?;
+    same_digest(report, &cluster, "all hold the same after the leader was killed", ITEMS as u64).await?;
     cluster.stop().await;
     Ok(())
 }
@@ -75,7 +75,7 @@ async fn roles(cluster: &Cluster) -> Result<(usize, usize), Failed> {
 }
 
 /// The digest of every peer's pinset, as soon as they are equal.
-async fn same_digest(report: &mut Report, cluster: &Cluster, what: &str) -> Result<(), Failed> {
+pub async fn same_digest(report: &mut Report, cluster: &Cluster, what: &str, items: u64) -> Result<(), Failed> {
     let started = Instant::now();
     loop {
         let mut digests = Vec::new();
@@ -85,7 +85,7 @@ async fn same_digest(report: &mut Report, cluster: &Cluster, what: &str) -> Resu
         let same = digests.windows(2).all(|pair| pair[0].sha256 == pair[1].sha256 && pair[0].pins == pair[1].pins);
         if same || started.elapsed() > SAME_DEADLINE {
             let pins = digests.first().map_or(0, |digest| digest.pins);
-            report.goal(what, same && pins >= ITEMS as u64, &format!("{pins} pins on each of {} peers", digests.len()));
+            report.goal(what, same && pins >= items, &format!("{pins} pins on each of {} peers", digests.len()));
             return Ok(());
         }
         tokio::time::sleep(POLL).await;

@@ -17,9 +17,10 @@ use pinfold_proto::api;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::large::same_digest;
 use crate::losses::{ELECTION_MAX, write_until_accepted};
 use crate::machine::{peak_bytes, resident_bytes};
-use crate::ours::{cluster_client, pins_client, request, start_with};
+use crate::ours::{pins_client, request, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
 
@@ -214,7 +215,7 @@ async fn join(report: &mut Report, folder: &Path, items: u64) -> Result<(), Fail
     let ready = Instant::now();
     let began = busy.lock().expect("not poisoned").first().map_or(ready, |(at, _)| *at);
     let took = ready - began;
-    same_digest(report, &cluster, items).await?;
+    same_digest(report, &cluster, "both hold the same", items).await?;
     report.figure(
         &format!("state.{items}.join"),
         "from the first write to the joiner being ready",
@@ -287,20 +288,4 @@ fn copy_twice(folder: &Path) -> std::io::Result<Duration> {
 
 fn snapshots(log: &Path) -> usize {
     std::fs::read_to_string(log).unwrap_or_default().matches("sending a snapshot").count()
-}
-
-async fn same_digest(report: &mut Report, cluster: &Cluster, items: u64) -> Result<(), Failed> {
-    let started = Instant::now();
-    loop {
-        let mut digests = Vec::new();
-        for peer in &cluster.peers {
-            digests.push(cluster_client(&peer.api)?.digest(api::DigestRequest {}).await?.into_inner());
-        }
-        let same = digests[0].sha256 == digests[1].sha256 && digests[0].pins >= items;
-        if same || started.elapsed() > PATIENCE {
-            report.goal("both hold the same", same, &format!("{} and {} pins", digests[0].pins, digests[1].pins));
-            return Ok(());
-        }
-        tokio::time::sleep(POLL).await;
-    }
 }

@@ -33,12 +33,8 @@ pub(super) async fn start(peers: u16, settings: Overrides) -> TestCluster {
 /// Pins with everything that a pin may have.
 async fn pin_many(cluster: &TestCluster, at: usize, label: &str, count: usize, factors: (i32, i32)) {
     let request = |number: usize| {
-        let cid = content::identity_cid(&format!("{label} {number}"));
-        let mut request = types::PinRequest::from(pinfold_common::pin::PinRequest::new(cid));
+        let mut request = pins::request(label, number, factors);
         let options = request.options.get_or_insert_default();
-        options.replication_factor_min = factors.0;
-        options.replication_factor_max = factors.1;
-        options.name = format!("{label} {number}");
         options.expire_at_seconds = 4_000_000_000;
         options.metadata = vec![types::KeyValue { key: "kept".to_owned(), value: label.to_owned() }];
         request

@@ -6,6 +6,8 @@ use pinfold_proto::api::pins_client::PinsClient;
 use pinfold_proto::{api, types};
 use tonic::transport::Channel;
 
+use crate::content;
+
 /// By CID.
 pub type Pinset = BTreeMap<Vec<u8>, types::Pin>;
 
@@ -17,6 +19,16 @@ pub async fn list(mut client: PinsClient<Channel>) -> Option<Pinset> {
         pins.extend(reply.pins.into_iter().map(|pin| (pin.cid.clone(), pin)));
     }
     Some(pins)
+}
+
+/// An item without content, which has this name.
+pub fn request(label: &str, number: usize, factors: (i32, i32)) -> types::PinRequest {
+    let name = format!("{label} {number}");
+    let mut request = types::PinRequest::from(pinfold_common::pin::PinRequest::new(content::identity_cid(&name)));
+    let options = request.options.get_or_insert_default();
+    (options.replication_factor_min, options.replication_factor_max) = factors;
+    options.name = name;
+    request
 }
 
 /// Pins all of them in one call; each must be accepted.

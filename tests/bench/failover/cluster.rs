@@ -6,9 +6,9 @@ use ctl::local::cluster::Cluster;
 use futures::{StreamExt, TryStreamExt, stream};
 use pinfold_proto::types::{RepinStatusCall, RepinStatusReply};
 use pinfold_proto::{api, types};
-use pinfold_tests::content;
+use pinfold_tests::pins::{self, Pinset};
 
-use super::{BATCH, CLIENTS, PATIENCE, POLL, Pinset};
+use super::{BATCH, CLIENTS, PATIENCE, POLL};
 use crate::load::Http;
 use crate::ours::{channel, pins_client};
 use crate::rest::Failed;
@@ -25,12 +25,7 @@ pub async fn fill(
     wishes: impl Fn(usize) -> Vec<Vec<u8>>,
 ) -> Result<(), Failed> {
     let request = |number: usize| {
-        let cid = content::identity_cid(&format!("{label} {number}"));
-        let mut request = types::PinRequest::from(pinfold_common::pin::PinRequest::new(cid));
-        let options = request.options.get_or_insert_default();
-        options.replication_factor_min = factors.0;
-        options.replication_factor_max = factors.1;
-        options.name = format!("{label} {number}");
+        let mut request = pins::request(label, number, factors);
         request.user_allocations = wishes(number);
         request
     };
@@ -60,12 +55,7 @@ pub async fn fill(
 }
 
 pub async fn pinset(cluster: &Cluster, at: usize) -> Result<Pinset, Failed> {
-    let mut stream = pins_client(&cluster.peers[at].api)?.list(api::ListRequest::default()).await?.into_inner();
-    let mut pins = Pinset::new();
-    while let Some(reply) = stream.message().await? {
-        pins.extend(reply.pins.into_iter().map(|pin| (pin.cid.clone(), pin)));
-    }
-    Ok(pins)
+    pins::list(pins_client(&cluster.peers[at].api)?).await.ok_or_else(|| "the list has no end".into())
 }
 
 pub fn spread(cluster: &Cluster, pins: &Pinset) -> Vec<usize> {

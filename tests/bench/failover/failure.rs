@@ -5,10 +5,11 @@ use std::time::Instant;
 use ctl::local::cluster::Cluster;
 use pinfold_proto::types::repin_status_reply::Phase;
 use pinfold_proto::types::{RepinStatusReply, peer_repin};
+use pinfold_tests::pins::Pinset;
 
 use super::cluster::{min_of, pinset, status, until};
 use super::witness::Witness;
-use super::{PATIENCE, POLL, Pinset};
+use super::{PATIENCE, POLL};
 use crate::report::Report;
 use crate::rest::Failed;
 

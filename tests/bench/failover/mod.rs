@@ -7,7 +7,6 @@ mod cluster;
 mod failure;
 mod witness;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +14,6 @@ use std::time::Duration;
 use ctl::local::cluster::Cluster;
 use pinfold_common::config::Overrides;
 use pinfold_common::tls::Room;
-use pinfold_proto::types;
 use serde_json::json;
 
 use cluster::{all_pinned, fill, pinset, spread, status, until};
@@ -35,8 +33,6 @@ const RATE: u32 = 1000;
 const BETWEEN_LEADERS: Duration = Duration::from_secs(5);
 /// So long there is no majority: several times the grace, so that whoever moved without one would be seen.
 const WITHOUT_QUORUM: Duration = Duration::from_secs(20);
-
-type Pinset = BTreeMap<Vec<u8>, types::Pin>;
 
 /// The names of `--failover`.
 pub const RUNS: [&str; 10] =

@@ -13,10 +13,10 @@ use pinfold_proto::consensus::follow_reply::Message;
 use pinfold_proto::consensus::pins_client::PinsClient;
 use pinfold_proto::consensus::{Cursor, FollowCall};
 use pinfold_proto::types;
+use pinfold_tests::pins::Pinset;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
-use super::Pinset;
 use super::cluster::min_of;
 
 /// Between two attempts, while the peer's consensus-svc is gone.
