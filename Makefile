@@ -1,6 +1,6 @@
 # make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-failover, make chaos.
 
-.PHONY: up check test bench bench-peers bench-state bench-failover chaos
+.PHONY: up check test bench bench-peers bench-state bench-large bench-failover chaos
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -33,6 +33,9 @@ STATE ?= 1000000 10000000
 bench-state:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --state $(STATE) $(BENCH)
+
+# Both of what is large: many peers, and many pins.
+bench-large: bench-peers bench-state
 
 # Peers killed under a full pinset, and what became of every item; FAILOVER="seven" runs one part (`bench --help` names them). Then
 # what verdicts and allocation cost among a thousand peers.
