@@ -1,5 +1,5 @@
 //! Whether a history is linearizable, CID by CID: each one is a register of {absent, pinned with these options at this
-//! revision}. The search is the library's (Wing and Gong's algorithm with Lowe's improvements); here is what one
+//! revision or, where the cluster moved a copy meanwhile, at a later one}. The search is the library's (Wing and Gong's algorithm with Lowe's improvements); here is what one
 //! operation does to the register.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,10 +84,11 @@ fn answered(asked: Asked, answer: Answer, before: &Register) -> Option<Register>
         (Asked::Get, Answer::Found { name, revision }) => {
             let pinned = before.pinned.as_ref().filter(|pinned| pinned.name == name)?;
             match (pinned.revision, revision) {
-                (Some(known), Some(told)) if known != told => None,
+                // The cluster itself writes an entry anew when it lets an old holder go: what was asked for stays.
+                (Some(known), Some(told)) if told != known && told <= before.newest => None,
                 (None, Some(told)) if told <= before.newest => None,
                 (known, told) => {
-                    let revision = known.or(told);
+                    let revision = told.or(known);
                     let newest = revision.unwrap_or(before.newest).max(before.newest);
                     Some(Register { newest, pinned: Some(Pinned { name, revision }) })
                 }
@@ -172,16 +173,18 @@ mod tests {
         done(&good, pin(1), pinned(10));
         done(&good, Asked::Get, found(1, 10));
         done(&good, Asked::Get, Answer::Found { name: 1, revision: None });
+        done(&good, Asked::Get, found(1, 12));
         done(&good, Asked::Unpin, Answer::Unpinned);
         done(&good, Asked::Unpin, Answer::NotThere);
         assert!(is_linearizable(&good));
 
-        let cases: [&[(Asked, Answer)]; 5] = [
+        let cases: [&[(Asked, Answer)]; 6] = [
             &[(pin(1), pinned(10)), (pin(2), pinned(11)), (Asked::Get, found(1, 10))],
             &[(pin(1), pinned(10)), (Asked::Get, Answer::NotThere)],
             &[(pin(1), pinned(10)), (Asked::Unpin, Answer::Unpinned), (Asked::Get, found(1, 10))],
             &[(pin(1), pinned(10)), (pin(2), pinned(9))],
-            &[(pin(1), pinned(10)), (Asked::Get, found(1, 11))],
+            &[(pin(1), pinned(10)), (Asked::Get, found(1, 9))],
+            &[(pin(1), pinned(10)), (Asked::Get, found(1, 11)), (Asked::Get, found(1, 10))],
         ];
         for case in cases {
             let history = History::default();

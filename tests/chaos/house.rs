@@ -60,8 +60,7 @@ impl Default for Wish {
     }
 }
 
-/// For a scenario that removes peers: a revision that grows by a re-pin is no write of a client's, and the check knows only
-/// those.
+/// For a scenario that counts what moves, or does not want it.
 pub fn nothing_moves() -> Overrides {
     vec![("cluster.disable_repinning", json!(true))]
 }
