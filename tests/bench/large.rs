@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use ctl::local::cluster::{Cluster, Ipfs, Options, PortPlan};
 use ctl::local::service::Tell;
-use pinfold_common::tls::Room;
 use pinfold_proto::api;
 
-use crate::losses::write_until_accepted;
+use crate::losses::kill_leader;
 use crate::machine::{cpu_time, resident_bytes};
-use crate::ours::{cluster_client, leader};
+use crate::ours::cluster_client;
 use crate::report::Report;
 use crate::rest::{self, Failed};
 
@@ -55,7 +54,9 @@ pub async fn run(report: &mut Report, peers: u16) -> Result<(), Failed> {
     report.figure("peers.fill", &format!("{ITEMS} pins, 64 clients"), filling.elapsed().as_secs_f64(), "s");
     same_digest(report, &cluster, "all hold the same", ITEMS as u64).await?;
     idle(report, &cluster).await;
-    lose_the_leader(report, &cluster).await?;
+    report.section("The leader is killed");
+    let gap = kill_leader(&cluster).await?;
+    report.figure("peers.gap", "to the next accepted pin", gap.as_secs_f64(), "s");
     same_digest(report, &cluster, "all hold the same after the leader was killed", ITEMS as u64).await?;
     cluster.stop().await;
     Ok(())
@@ -106,18 +107,4 @@ async fn idle(report: &mut Report, cluster: &Cluster) {
     let memory: u64 = pids().map(resident_bytes).sum();
     report.figure("peers.idle.memory", "memory of all peers", memory as f64 / 1e6, "MB");
     report.figure("peers.idle.memory.peer", "of one peer, on average", memory as f64 / 1e6 / peers, "MB");
-}
-
-async fn lose_the_leader(report: &mut Report, cluster: &Cluster) -> Result<(), Failed> {
-    report.section("The leader is killed");
-    let first = leader(cluster).await;
-    let other = &cluster.peers[(first + 1) % cluster.peers.len()];
-    let consensus = cluster.peers[first].service(Room::Consensus).ok_or("no consensus service")?;
-    let killed = Instant::now();
-    consensus.kill_and_hold().await;
-    let written = write_until_accepted(&other.api).await;
-    report.figure("peers.gap", "to the next accepted pin", (written - killed).as_secs_f64(), "s");
-    consensus.resume().await;
-    cluster.wait_ready(JOIN_DEADLINE, |_, _| {}).await?;
-    Ok(())
 }

@@ -36,6 +36,11 @@ pub fn resident_bytes(pid: u32) -> u64 {
     memory_bytes(pid, "VmRSS:")
 }
 
+/// From now on [`peak_bytes`] is of what follows.
+pub fn forget_peak(pid: u32) -> std::io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
 /// The most that it was so far.
 pub fn peak_bytes(pid: u32) -> u64 {
     memory_bytes(pid, "VmHWM:")

@@ -6,7 +6,7 @@
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,11 @@ use pinfold_common::tls::Room;
 use pinfold_proto::api;
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::large::same_digest;
 use crate::losses::{ELECTION_MAX, write_until_accepted};
-use crate::machine::{peak_bytes, resident_bytes};
+use crate::machine::{forget_peak, peak_bytes, resident_bytes};
 use crate::ours::{pins_client, request, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
@@ -100,6 +101,9 @@ async fn import(folder: &Path, file: &Path) -> Result<(Duration, u64), Failed> {
             status = child.wait() => break status?,
             () = tokio::time::sleep(POLL) => peak = peak.max(peak_bytes(pid)),
         }
+        if started.elapsed() > PATIENCE {
+            return Err(format!("state import: not done in {PATIENCE:?}").into());
+        }
     };
     if !status.success() {
         return Err(format!("state import: {status}").into());
@@ -116,39 +120,22 @@ fn size_of(folder: &Path) -> u64 {
     entries.map(size).sum()
 }
 
-fn consensus_memory(cluster: &Cluster, at: usize) -> u64 {
-    let service = cluster.peers[at].service(Room::Consensus);
-    service.and_then(|service| service.pid()).map_or(0, resident_bytes)
-}
-
 /// The whole pinset as a stream, and what it adds to the memory of who sends it.
 async fn list(report: &mut Report, cluster: &Cluster, items: u64) -> Result<(), Failed> {
-    let before = consensus_memory(cluster, 0);
-    let peak = Arc::new(AtomicU64::new(before));
-    let is_over = Arc::new(AtomicBool::new(false));
     let pid = cluster.peers[0].service(Room::Consensus).and_then(|service| service.pid()).ok_or("no process")?;
-    let watch = {
-        let (peak, is_over) = (peak.clone(), is_over.clone());
-        tokio::spawn(async move {
-            while !is_over.load(Ordering::Relaxed) {
-                peak.fetch_max(resident_bytes(pid), Ordering::Relaxed);
-                tokio::time::sleep(POLL).await;
-            }
-        })
-    };
+    let before = resident_bytes(pid);
+    forget_peak(pid)?;
     let started = Instant::now();
     let mut stream = pins_client(&cluster.peers[0].api)?.list(api::ListRequest::default()).await?.into_inner();
     let mut rows = 0;
-    while let Some(reply) = stream.message().await? {
+    while let Some(reply) = timeout(PATIENCE, stream.message()).await?? {
         rows += reply.pins.len() as u64;
     }
     let rate = rows as f64 / started.elapsed().as_secs_f64();
-    is_over.store(true, Ordering::Relaxed);
-    watch.await?;
     report.goal("the list is whole", rows == items, &format!("{rows} rows"));
     report.figure(&format!("state.{items}.list"), "gRPC List of all", rate, "rows/s");
     report.goal("T8: 300,000 rows/s", rate >= 300_000.0, &format!("{rate:.0}"));
-    let peak = peak.load(Ordering::Relaxed);
+    let peak = peak_bytes(pid);
     let grown = peak.saturating_sub(before) as f64 / MB;
     report.goal("T8: less than 50 MB more while it is sent", grown < 50.0, &format!("{grown:.0} MB"));
     report.figure(&format!("state.{items}.memory"), "consensus-svc, at most", peak as f64 / MB, "MB");
@@ -189,7 +176,7 @@ async fn join(report: &mut Report, folder: &Path, items: u64) -> Result<(), Fail
         "s",
     );
     let quiet = Acknowledged::default();
-    tokio::time::timeout(ALONE, write(&alone.peers[0].api, &quiet)).await.err();
+    timeout(ALONE, write(&alone.peers[0].api, &quiet)).await.err();
     alone.stop().await;
     let log = alone.peers[0].service(Room::Consensus).ok_or("no consensus service")?.log().clone();
     let sent_before = snapshots(&log);
@@ -235,7 +222,8 @@ async fn join(report: &mut Report, folder: &Path, items: u64) -> Result<(), Fail
     let ((_, before), (written, during)) = (p99(&quiet), p99(&busy));
     let detail = format!("{during:.2?} against {before:.2?}, {written} writes meanwhile");
     report.goal("T9: p99 of writes at most twice that without a joiner", during <= 2 * before, &detail);
-    let memory = consensus_memory(&cluster, 1) as f64 / MB;
+    let joiner = cluster.peers[1].service(Room::Consensus).and_then(|service| service.pid()).ok_or("no process")?;
+    let memory = resident_bytes(joiner) as f64 / MB;
     report.figure(&format!("state.{items}.join.memory"), "consensus-svc of the joiner", memory, "MB");
     cluster.stop().await;
     Ok(())

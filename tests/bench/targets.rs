@@ -5,22 +5,21 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use ctl::local::cluster::Cluster;
 use pinfold_common::tls::Room;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::time::timeout;
 
 use crate::load::Outcome;
-use crate::ours::{batches, grpc, leader, single_pins, start_with};
+use crate::ours::{PATIENCE, batches, grpc, leader, single_pins, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
 
 const CLIENTS: [usize; 3] = [1, 64, 1024];
 /// A file system in memory on any Linux.
 const MEMORY: &str = "/dev/shm";
-/// What strace needs until it sees everything.
-const ATTACHES: Duration = Duration::from_secs(1);
 
 pub async fn run(report: &mut Report, folder: &Path, fdatasync: f64, seconds: u64) -> Result<(), Failed> {
     let counter = Arc::new(AtomicU64::new(1 << 52));
@@ -60,17 +59,22 @@ async fn syncs(report: &mut Report, cluster: &Cluster, seconds: u64, counter: &A
         let mut command = tokio::process::Command::new("strace");
         command.args(["-f", "-c", "-e", "trace=fsync,fdatasync", "-p", &pid.to_string(), "-o"]).arg(table.path());
         let strace =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn();
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
         let Ok(mut strace) = strace else {
             println!("  not measured: needs strace");
             return Ok(());
         };
-        tokio::time::sleep(ATTACHES).await;
+        // Its first line says that it holds the process; the others, of further threads, fit into the pipe.
+        let mut words = BufReader::new(strace.stderr.take().ok_or("strace has no words")?).lines();
+        let first = timeout(PATIENCE, words.next_line()).await??.unwrap_or_default();
+        if !first.contains("attached") {
+            return Err(format!("strace: {first}").into());
+        }
         let Outcome { answered, .. } = single_pins(&cluster.peers[0].api, clients, seconds, counter).await?;
         let tracer = strace.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or("strace has ended")?;
         // Its table is written when it is told to end.
         kill_process(tracer, Signal::INT)?;
-        strace.wait().await?;
+        timeout(PATIENCE, strace.wait()).await??;
         let text = std::fs::read_to_string(table.path())?;
         let count: f64 = text
             .lines()

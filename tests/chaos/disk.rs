@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use pinfold_tests::small_disk::unmount;
+
 pub struct LoopDisk {
     image: PathBuf,
     /// Where it is mounted.
@@ -73,11 +75,7 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        // A process of a test that failed may still hold it; the kernel lets it go with that process.
-        let unmounted = Command::new("umount").arg("-l").arg(&self.folder).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted: umount -l {0}", self.folder.display());
-        }
+        unmount(&self.folder);
     }
 }
 

@@ -6,6 +6,7 @@ use ctl::local::service::State;
 use pinfold_proto::consensus::status_reply::Role;
 use pinfold_tests::cluster::{PATIENCE, eventually};
 use pinfold_tests::needs::{self, Need};
+use pinfold_tests::process::is_stopped;
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 
@@ -208,9 +209,7 @@ impl Active {
                 }
             }
             InEffect::Paused { pid } => {
-                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-                assert_eq!(state, Some('T'), "{kind}: process {pid} is not stopped");
+                assert!(is_stopped(pid), "{kind}: process {pid} is not stopped");
                 let service = house.consensus(self.victims[0]);
                 service.signal(Signal::CONT).unwrap_or_else(|error| panic!("{error}"));
             }

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use pinfold_tests::process;
+
 use crate::disk::run;
 
 /// Names of what this makes begin so, and go on with the process that made it: what a killed run left can be found.
@@ -88,12 +90,8 @@ impl Network {
 
     /// Writes a program into `folder` that starts `program` inside the peer's namespace, as the same process.
     pub fn wrap(&self, peer: usize, program: &Path, folder: &Path) {
-        use std::os::unix::fs::PermissionsExt as _;
-        let name = program.file_name().expect("a program has a name");
-        let path = folder.join(name);
-        let script = format!("#!/bin/sh\nexec ip netns exec {} {} \"$@\"\n", self.space(peer), program.display());
-        std::fs::write(&path, script).expect("a script");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        let through = format!("exec ip netns exec {}", self.space(peer));
+        process::wrap(folder, program, &through).expect("a script");
     }
 
     /// Drops what goes between `peer` and each of `others`. Clients still reach it.

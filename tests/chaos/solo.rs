@@ -30,6 +30,7 @@ use serde_json::json;
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
+use crate::report::Report;
 use crate::trace::Trace;
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,6 +60,13 @@ pub struct Running {
 pub struct Pinned {
     pub asked: BTreeSet<Vec<u8>>,
     pub acknowledged: BTreeSet<Vec<u8>>,
+}
+
+impl Pinned {
+    /// As operations of the report.
+    pub fn count(&self, report: &mut Report) {
+        report.counted(self.asked.len(), self.asked.len() - self.acknowledged.len());
+    }
 }
 
 impl Solo {

@@ -7,6 +7,7 @@ pub mod house;
 pub mod kubo;
 pub mod needs;
 pub mod pins;
+pub mod process;
 pub mod raw;
 pub mod rest;
 pub mod small_disk;

@@ -28,9 +28,14 @@ fn mount(arguments: &[&str], folder: &Path) -> bool {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted: umount -l {0}", self.0.display());
-        }
+        unmount(&self.0);
+    }
+}
+
+/// A process of a test that failed may still hold it; the kernel lets it go with that process.
+pub fn unmount(folder: &Path) {
+    let unmounted = Command::new("umount").arg("-l").arg(folder).status();
+    if !unmounted.is_ok_and(|status| status.success()) {
+        eprintln!("{} stays mounted: umount -l {0}", folder.display());
     }
 }

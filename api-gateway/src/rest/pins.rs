@@ -156,17 +156,12 @@ impl Call<'_> {
             let next = next_pins(&mut replies).await?;
             Some((next, replies))
         }));
-        let lines = chunks.scan((PinRows::default(), false), |(rows, is_over), pins| {
-            if *is_over {
-                return future::ready(None);
-            }
-            let line = pins.and_then(|Chunk { pins, .. }| {
-                let mut lines = Vec::with_capacity(pins.len() * LINE_BYTES);
-                pins.iter().try_for_each(|pin| rows.append(&mut lines, pin))?;
-                Ok(Bytes::from(lines))
-            });
-            *is_over = line.is_err();
-            future::ready(Some(line))
+        let mut rows = PinRows::default();
+        let lines = chunks.map(move |chunk| {
+            let Chunk { pins, .. } = chunk?;
+            let mut lines = Vec::with_capacity(pins.len() * LINE_BYTES);
+            pins.iter().try_for_each(|pin| rows.append(&mut lines, pin))?;
+            Ok(Bytes::from(lines))
         });
         let lines = lines.filter(|line| future::ready(!line.as_ref().is_ok_and(Bytes::is_empty)));
         Ok(respond::marked(respond::stream(lines.boxed()).await, stale))

@@ -1,16 +1,15 @@
 //! What must move nothing: a peer that flaps, clocks that jump, observers that get hardly any processor time. A minute of
 //! each with real processes; long histories of the first are in `tests/simulation`.
 
-use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ctl::local::Programs;
 use ctl::local::cluster::{Cluster, Ipfs};
-use ctl::local::peer::Peer;
+use ctl::local::peer::{Peer, ROOMS};
 use pinfold_proto::types::peer_repin::State;
+use pinfold_tests::process;
 use rustix::process::Signal;
 
 use super::cluster::{all_pinned, fill, spread, status};
@@ -91,8 +90,7 @@ fn signal(peer: &Peer, signal: Signal) -> Result<(), Failed> {
 
 /// Whether the kernel shows all processes of the peer as stopped.
 fn is_stopped(peer: &Peer) -> bool {
-    let state = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    peer.services().filter_map(|service| service.pid()).all(|pid| state(pid).contains(") T "))
+    peer.services().filter_map(|service| service.pid()).all(process::is_stopped)
 }
 
 async fn flapping(report: &mut Report, folder: &Path) -> Result<(), Failed> {
@@ -165,16 +163,14 @@ async fn clocks(report: &mut Report, folder: &Path) -> Result<(), Failed> {
 /// Programs that start the real ones with a clock of their own: what `faketime` in the peer's folder says, read at each look.
 fn wrap(folder: &Path, library: &str) -> Result<(), Failed> {
     std::fs::create_dir_all(folder)?;
+    // `--config <folder>` comes first.
+    let through = format!(
+        "[ -e \"$2/faketime\" ] || echo +0 >\"$2/faketime\"\nexec env FAKETIME_TIMESTAMP_FILE=\"$2/faketime\" \
+         FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 LD_PRELOAD={library}"
+    );
     let programs = pinfold_tests::cluster::programs();
-    for name in ["consensus-svc", "monitor-svc", "ipfs-connector", "api-gateway"] {
-        let mut script = String::from("#!/bin/sh\n");
-        writeln!(script, "# --config <folder> comes first.\n[ -e \"$2/faketime\" ] || echo +0 >\"$2/faketime\"")?;
-        writeln!(script, "export FAKETIME_TIMESTAMP_FILE=\"$2/faketime\" FAKETIME_NO_CACHE=1")?;
-        writeln!(script, "export FAKETIME_DONT_FAKE_MONOTONIC=1 LD_PRELOAD={library}")?;
-        writeln!(script, "exec {} \"$@\"", programs.path(name)?.display())?;
-        let path = folder.join(name);
-        std::fs::write(&path, script)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    for room in ROOMS {
+        process::wrap(folder, &programs.path(room.name())?, &through)?;
     }
     Ok(())
 }

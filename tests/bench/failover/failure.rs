@@ -19,7 +19,6 @@ pub struct Failing<'a> {
     pub at: usize,
     pub before: Pinset,
     pub witness: Witness,
-    pub dead: Vec<usize>,
     killed: Instant,
 }
 
@@ -50,20 +49,18 @@ impl Failing<'_> {
     pub async fn new(cluster: &Cluster, at: usize) -> Result<Failing<'_>, Failed> {
         let before = pinset(cluster, at).await?;
         let witness = Witness::follow(&cluster.peers[at], before.clone());
-        Ok(Failing { cluster, at, before, witness, dead: Vec::new(), killed: Instant::now() })
+        Ok(Failing { cluster, at, before, witness, killed: Instant::now() })
     }
 
     /// All four processes of each, at the same moment.
     pub async fn kill(&mut self, victims: &[usize]) {
         let ids = victims.iter().map(|index| self.cluster.peers[*index].peer_id.to_bytes());
         self.witness.seen().dead.extend(ids);
-        self.dead.extend(victims);
         futures::future::join_all(victims.iter().map(|index| self.cluster.peers[*index].kill())).await;
         self.killed = Instant::now();
     }
 
     pub async fn revive(&mut self, victims: &[usize]) {
-        self.dead.retain(|index| !victims.contains(index));
         for index in victims {
             self.witness.seen().dead.remove(&self.cluster.peers[*index].peer_id.to_bytes());
             self.cluster.peers[*index].resume().await;
@@ -73,13 +70,14 @@ impl Failing<'_> {
     /// Watches until nothing is left to do, and the new holders have what they were given.
     pub async fn repaired(&self) -> Result<Failure, Failed> {
         let (started, mut all_away) = (Instant::now(), None);
+        let dead = self.witness.seen().dead.len();
         loop {
             if started.elapsed() > PATIENCE {
                 return Err("the repair does not end".into());
             }
             tokio::time::sleep(POLL / 2).await;
             let Some(now) = status(self.cluster, self.at).await else { continue };
-            if !is_away(&now, self.dead.len()) {
+            if !is_away(&now, dead) {
                 continue;
             }
             all_away.get_or_insert_with(Instant::now);

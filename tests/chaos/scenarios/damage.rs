@@ -205,7 +205,7 @@ async fn seed_i12_fault_d7_flipped_bytes() {
     assert!(tally.of(Outcome::Refused) > 0, "no flip was seen");
     tally.tell(&mut report);
     let pinned = &templates.pinned;
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }
 
@@ -243,7 +243,7 @@ async fn seed_i12_fault_d8_cut_files() {
     assert!(tally.of(Outcome::Refused) > 0, "no cut was seen");
     tally.tell(&mut report);
     let pinned = &templates.pinned;
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }
 
@@ -292,7 +292,7 @@ async fn seed_i12_fault_d8_unconfirmed_end_of_the_log() {
             report.fault("cut in the last transaction");
         }
         let pinned = pinned.into_inner().unwrap();
-        report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+        pinned.count(&mut report);
     }
     report.finish();
 }

@@ -69,7 +69,7 @@ async fn seed_i12_fault_d2_d4_first_error_of_the_disk_is_final() {
             ends_for_good(&victim, &name, &trace, MOST_REQUESTS, &pinned).await;
             report.fault(&format!("{errno} at {call}"));
             let pinned = pinned.into_inner().unwrap();
-            report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+            pinned.count(&mut report);
         }
     }
     report.finish();

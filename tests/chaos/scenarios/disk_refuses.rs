@@ -170,6 +170,6 @@ async fn again(peer: &Solo, context: &str, pinned: &Pinned) {
 }
 
 fn tell(mut report: Report, pinned: Pinned) {
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }

@@ -35,6 +35,6 @@ async fn seed_i7_fault_p14_second_process_on_a_folder() {
     assert_eq!((after.node_id, after.term), (before.node_id, before.term), "the first was not disturbed");
     first.kill().await;
     let pinned = pinned.into_inner().unwrap();
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }

@@ -56,7 +56,7 @@ async fn seed_i12_fault_d12_files_of_somebody_else() {
     peer.verify("given back", &pinned).await;
     running.kill().await;
     let pinned = pinned.into_inner().unwrap();
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }
 

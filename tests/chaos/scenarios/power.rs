@@ -71,7 +71,7 @@ async fn seed_i4_fault_d1_power_cuts_of_one_peer() {
     peer.verify("after the last cut", &pinned).await;
     running.kill().await;
     let pinned = pinned.into_inner().unwrap();
-    report.counted(pinned.asked.len(), pinned.asked.len() - pinned.acknowledged.len());
+    pinned.count(&mut report);
     report.finish();
 }
 
