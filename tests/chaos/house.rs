@@ -60,11 +60,6 @@ impl Default for Wish {
     }
 }
 
-/// For a scenario that counts what moves, or does not want it.
-pub fn nothing_moves() -> Overrides {
-    vec![("cluster.disable_repinning", json!(true))]
-}
-
 pub struct House {
     pub peers: Vec<Peer>,
     pub network: Option<Network>,

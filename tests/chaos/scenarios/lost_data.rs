@@ -8,7 +8,7 @@ use pinfold_tests::cluster::programs;
 use tokio::process::Command;
 
 use crate::extent::seed;
-use crate::house::{House, Wish, nothing_moves};
+use crate::house::{House, Wish};
 use crate::load::Load;
 use crate::report::Report;
 use crate::scenarios::membership::{everybody_votes, remove};
@@ -24,7 +24,7 @@ const WAY_BACK: [&str; 3] = ["ctl peers rm", "state clean", "--bootstrap"];
 #[ignore = "takes longer than every test run has time for: make chaos"]
 async fn seed_i1_i2_fault_d9_older_and_swapped_folders() {
     let mut report = Report::new("fault:D9 an older folder, two swapped ones");
-    let mut house = House::start(Wish { settings: nothing_moves(), ..Wish::default() }).await;
+    let mut house = House::start(Wish::default()).await;
     let load = Load::start(&house, seed());
     load.more_writes(WRITES).await;
     let leader = house.leader().await;
@@ -80,7 +80,7 @@ async fn seed_i1_i2_fault_d9_older_and_swapped_folders() {
 #[ignore = "takes longer than every test run has time for: make chaos"]
 async fn seed_i1_i12_fault_d10_lost_data() {
     let mut report = Report::new("fault:D10 data gone, identity kept");
-    let mut house = House::start(Wish { settings: nothing_moves(), ..Wish::default() }).await;
+    let mut house = House::start(Wish::default()).await;
     let load = Load::start(&house, seed());
     load.more_writes(WRITES).await;
     let leader = house.leader().await;

@@ -11,7 +11,7 @@ use pinfold_tests::cluster::eventually;
 
 use crate::extent::{extent, seed};
 use crate::fault::{Fault, Whom};
-use crate::house::{House, Wish, nothing_moves};
+use crate::house::{House, Wish};
 use crate::load::Load;
 use crate::report::Report;
 
@@ -23,7 +23,7 @@ const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
 #[ignore = "takes longer than every test run has time for: make chaos"]
 async fn seed_f17_fault_m1_m2_m3_peerset_changes_under_load() {
     let spare = extent().choose(1, 2);
-    let mut house = House::start(Wish { spare, settings: nothing_moves(), ..Wish::default() }).await;
+    let mut house = House::start(Wish { spare, ..Wish::default() }).await;
     for round in 0..spare {
         grow(&mut house, seed() + round as u64).await;
     }
