@@ -1,4 +1,4 @@
-# make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-failover, make chaos.
+# make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-large, make bench-failover, make chaos.
 
 .PHONY: up check test bench bench-peers bench-state bench-large bench-failover chaos
 CARGO ?= cargo

@@ -49,10 +49,11 @@ struct OnTheWay {
 }
 
 impl OnTheWay {
-    /// Whether the library would take the answer `matching` for one of a request that waits.
+    /// Whether the library would take the answer `matching` for one of a request that waits. Those further back begin and
+    /// end no earlier than the oldest.
     fn would_confirm_another(&self, matching: Option<&LogId>) -> bool {
         let is_confirmed = |sent: &Sent| sent.last.as_ref() <= matching || sent.previous.as_ref() < matching;
-        self.sent.iter().any(is_confirmed)
+        self.sent.front().is_some_and(is_confirmed)
     }
 }
 
