@@ -15,6 +15,9 @@ pub struct DepartureJson {
     pub leaving: u64,
     /// It will be removed when nothing is left.
     pub removing: bool,
+    /// What stands against the removal now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
 }
 
 impl DepartureJson {
@@ -24,6 +27,7 @@ impl DepartureJson {
             allocated: departure.allocated,
             leaving: departure.leaving,
             removing: departure.removing,
+            waits_for: departure.waits_for.clone(),
         }
     }
 }
@@ -40,13 +44,15 @@ fn phase_name(phase: Phase) -> &'static str {
 
 /// The same for eyes: `reallocating, 12 items left (9 allocated there, 3 not confirmed elsewhere)`.
 pub fn text(departure: &types::Departure) -> String {
+    let mut text = phase_name(departure.phase()).to_owned();
     let items = departure.allocated + departure.leaving;
-    let phase = phase_name(departure.phase());
-    if items == 0 {
-        return phase.to_owned();
+    if items > 0 {
+        let (allocated, leaving) = (departure.allocated, departure.leaving);
+        text.push_str(&format!(
+            ", {items} items left ({allocated} allocated there, {leaving} not confirmed elsewhere)"
+        ));
+    } else if !departure.waits_for.is_empty() {
+        text.push_str(&format!(", but {}", departure.waits_for));
     }
-    format!(
-        "{phase}, {items} items left ({} allocated there, {} not confirmed elsewhere)",
-        departure.allocated, departure.leaving
-    )
+    text
 }

@@ -104,6 +104,8 @@ pub struct RepinConfig {
     pub pins_per_second: u32,
     /// Items that were moved to one peer and that it does not hold yet.
     pub max_unconfirmed_per_peer: u64,
+    /// The same in bytes, at the mean size of what all peers hold.
+    pub max_unconfirmed_bytes_per_peer: u64,
     pub stop_fraction: f64,
     /// The tag whose values are failure domains.
     pub failure_domain: String,
@@ -305,6 +307,7 @@ fn repin_config(file: &File) -> Result<RepinConfig> {
         ipfs_down_after: file.duration("repin.ipfs_down_after")?,
         pins_per_second: pins_per_second.map_err(|_| Error::invalid(format!("{rate_key}: out of range")))?,
         max_unconfirmed_per_peer: at_least_one(file, "repin.max_unconfirmed_per_peer")?,
+        max_unconfirmed_bytes_per_peer: at_least_one(file, "repin.max_unconfirmed_bytes_per_peer")?,
         stop_fraction,
         failure_domain: file.string("repin.failure_domain")?,
         is_disabled: file.bool("cluster.disable_repinning")? || file.bool("cluster.follower_mode")?,

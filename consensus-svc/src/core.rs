@@ -4,6 +4,7 @@
 //! when it has applied the first entry of its own term; it is caught up when it has applied what the leader had
 //! committed when that leader was first heard of.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -76,6 +77,8 @@ pub struct Core {
     pub expect_new_items: AtomicBool,
     /// Wakes the supervisor of the membership.
     pub membership_changed: Notify,
+    /// Why removals that this peer carries out as the leader wait, by node.
+    pub waiting_removals: parking_lot::Mutex<BTreeMap<u64, String>>,
     /// The last count of copies.
     pub replication: Replication,
     /// The membership that this peer has in another cluster by now, in place of the one it serves.

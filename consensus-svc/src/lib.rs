@@ -269,6 +269,7 @@ async fn serve_member(
         position: seen,
         expect_new_items: AtomicBool::new(true),
         membership_changed: Notify::new(),
+        waiting_removals: parking_lot::Mutex::default(),
         replication: replication::Replication::default(),
         elsewhere: watch::Sender::new(None),
         trouble: watch::Sender::new(None),

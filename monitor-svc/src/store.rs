@@ -7,7 +7,7 @@ use std::time::Duration;
 use pinfold_common::PeerId;
 use pinfold_common::peerset::View;
 use pinfold_common::shutdown::Shutdown;
-use pinfold_proto::monitor::{PingDetail, PullReply, Verdict};
+use pinfold_proto::monitor::{PingDetail, PullReply, Verdict, VerdictsReply};
 use pinfold_proto::types::{IpfsId, Metric};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -29,6 +29,15 @@ const QUEUE_DEADLINE: Duration = Duration::from_secs(1);
 pub struct Verdicts {
     pub verdicts: Vec<Verdict>,
     pub warming_up: bool,
+    /// 0: nobody has said.
+    pub mean_item_bytes: u64,
+}
+
+impl From<Verdicts> for VerdictsReply {
+    fn from(known: Verdicts) -> VerdictsReply {
+        let Verdicts { verdicts, warming_up, mean_item_bytes } = known;
+        VerdictsReply { verdicts, warming_up, mean_item_bytes }
+    }
 }
 
 type Reply<T> = oneshot::Sender<T>;
@@ -213,7 +222,8 @@ impl Owner {
             }
             Command::Verdicts(reply) => {
                 let warming_up = self.known.is_warming_up();
-                let _ = reply.send(Verdicts { verdicts: self.known.verdicts(now), warming_up });
+                let mean_item_bytes = self.known.mean_item_bytes();
+                let _ = reply.send(Verdicts { verdicts: self.known.verdicts(now), warming_up, mean_item_bytes });
             }
             Command::Alerts(reply) => {
                 let _ = reply.send(self.known.alerts().newest_first().cloned().collect());

@@ -22,7 +22,7 @@ use pinfold_proto::consensus::{
     Consistency, CreateBackupCall, ListCall, PinCall, PinManyCall, StatusCall, StatusReply, pin_result,
 };
 use pinfold_proto::types;
-use pinfold_tests::cluster::{PATIENCE, eventually, programs};
+use pinfold_tests::cluster::{PATIENCE, POLL, programs};
 use pinfold_tests::content::identity_cid;
 use prost::Message as _;
 use rustix::process::{Pid, Signal, kill_process};
@@ -163,10 +163,14 @@ impl Solo {
     }
 
     pub async fn ready(&self) {
-        eventually(&format!("{} is ready", self.folder.display()), || async {
-            self.status().await.filter(|status| status.ready).map(drop)
-        })
-        .await;
+        let becomes_ready = async {
+            while !self.status().await.is_some_and(|status| status.ready) {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let is_ready = tokio::time::timeout(PATIENCE, becomes_ready).await;
+        let folder = self.folder.display();
+        assert!(is_ready.is_ok(), "waited {PATIENCE:?} for {folder} to be ready\n{}", self.words());
     }
 
     /// Pins one or a batch; what came of it goes into `pinned`. Whether all was acknowledged.

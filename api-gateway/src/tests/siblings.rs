@@ -195,7 +195,7 @@ impl Monitor for Measures {
     }
 
     async fn verdicts(&self, _: Request<monitor::VerdictsCall>) -> Answer<monitor::VerdictsReply> {
-        Ok(Response::new(monitor::VerdictsReply { verdicts: self.0.clone(), warming_up: false }))
+        Ok(Response::new(monitor::VerdictsReply { verdicts: self.0.clone(), ..monitor::VerdictsReply::default() }))
     }
 
     async fn alerts(&self, _: Request<monitor::AlertsCall>) -> Answer<monitor::AlertsReply> {

@@ -270,6 +270,8 @@ pub const KEYS: &[Key] = &[
     key("repin.ipfs_down_after", Duration, "\"1h0m0s\"", Shown),
     key("repin.pins_per_second", Uint, "50", Shown),
     key("repin.max_unconfirmed_per_peer", Uint, "1000", Hidden),
+    // 100 GiB.
+    key("repin.max_unconfirmed_bytes_per_peer", Uint, "107374182400", Hidden),
     key("repin.stop_fraction", Number, "0.5", Hidden),
     key("repin.failure_domain", Text, "\"group\"", Hidden),
     key("observations.metrics.enable_stats", Bool, "false", Shown),

@@ -6,12 +6,9 @@
 //! where the last one stopped. This module moves no pin and never removes a peer that has the only copy of something,
 //! unless it was told to in so many words.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_common::ids::peer_from_bytes;
-use pinfold_common::shutdown::Shutdown;
 use pinfold_common::{Code, Error, PeerId, Result};
 use pinfold_proto::consensus::{DrainPeerCall, RemovePeerCall};
 use pinfold_proto::storage::command::Command as Kind;
@@ -21,6 +18,7 @@ use pinfold_proto::types::peer::State;
 use pinfold_proto::{storage, types};
 use tokio::time::Instant;
 
+use super::removals::{check_no_only_copy, check_quorum_without, heard_now};
 use super::{propose, refused};
 use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader};
@@ -29,15 +27,11 @@ use crate::pinset::PeerTable;
 /// The longest that one call waits for a removal; it goes on by itself afterwards.
 const LONGEST_WAIT: Duration = Duration::from_secs(50);
 /// The leader looks at the orders again after so long, without being woken; and who waits for one, too.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A peer that leaves says so often how far it is.
 const LEAVE_LOOK: Duration = Duration::from_secs(2);
 /// For an order that failed to be called off.
 const CALL_OFF_DEADLINE: Duration = Duration::from_secs(5);
-/// Pins of one page, when a removal looks for only copies.
-const HOLDINGS_PAGE: usize = 500;
-/// A voter that runs answers at least once in so many heartbeats.
-const ANSWER_HEARTBEATS: u32 = 3;
 
 /// Orders a removal at the leader, and waits for it where the caller is.
 pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Result<Departure> {
@@ -83,12 +77,12 @@ async fn order_removal(core: &Core, peer: &PeerId, force: bool, term: u64) -> Re
 }
 
 /// Under which a removal is still wanted when it is applied.
-enum Condition {
+pub(super) enum Condition {
     None,
     StillOrdered,
 }
 
-async fn take_out(core: &Core, row: &types::Peer, term: u64, condition: Condition) -> Result<()> {
+pub(super) async fn take_out(core: &Core, row: &types::Peer, term: u64, condition: Condition) -> Result<()> {
     let only_if_removing = match condition {
         Condition::None => false,
         Condition::StillOrdered => true,
@@ -100,7 +94,8 @@ async fn take_out(core: &Core, row: &types::Peer, term: u64, condition: Conditio
     Ok(())
 }
 
-/// Until the peer is out of the peerset and of Raft's configuration as this peer sees them, or the wait is over.
+/// Until the peer is out of the peerset and of Raft's configuration as this peer sees them, or the wait is over. Only the
+/// leader knew why it waits.
 async fn wait_for_removal(core: &Core, ordered: Departure, wait: Duration) -> Result<Departure> {
     let deadline = Instant::now() + wait;
     let mut facts = core.state.watch_facts();
@@ -109,7 +104,11 @@ async fn wait_for_removal(core: &Core, ordered: Departure, wait: Duration) -> Re
         let is_removed = facts.borrow_and_update().peers.is_removed(ordered.node_id);
         let is_out = !status.borrow_and_update().is_member(ordered.node_id) || ordered.node_id == core.node_id;
         if (is_removed && is_out) || Instant::now() >= deadline {
-            return departure(core, ordered.node_id, &ordered.peer_id).await;
+            let mut seen = departure(core, ordered.node_id, &ordered.peer_id).await?;
+            if seen.waits_for.is_empty() && seen.phase() != Phase::Removed {
+                seen.waits_for = ordered.waits_for;
+            }
+            return Ok(seen);
         }
         let look = tokio::time::sleep(LOOK_INTERVAL.min(deadline.saturating_duration_since(Instant::now())));
         tokio::select! {
@@ -218,6 +217,7 @@ async fn departure(core: &Core, node_id: u64, peer_id: &[u8]) -> Result<Departur
         allocated,
         leaving,
         removing: row.is_some_and(|row| row.removing),
+        waits_for: core.waiting_removals.lock().get(&node_id).cloned().unwrap_or_default(),
     })
 }
 
@@ -233,124 +233,8 @@ fn phase(row: Option<&types::Peer>, items: u64, is_repinning_off: bool) -> Phase
     }
 }
 
-fn unreadable(error: crate::store::Error) -> Error {
+pub(super) fn unreadable(error: crate::store::Error) -> Error {
     Error::internal(format!("read what a peer holds: {error}"))
-}
-
-/// Carries the orders out while this peer leads, one after the other, until `shutdown`.
-pub async fn finish_removals(core: Arc<Core>, shutdown: Shutdown) {
-    let mut facts = core.state.watch_facts();
-    let work = async {
-        let mut told = BTreeSet::new();
-        loop {
-            let leader = core.position.borrow().leader.clone();
-            if let Leader::This { term } = leader {
-                finish_one(&core, term, &mut told).await;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                changed = facts.changed() => if changed.is_err() { return },
-            }
-        }
-    };
-    shutdown.race(work).await;
-}
-
-/// Takes out the first that can go. `told` are the nodes whose waiting stands in the log already.
-async fn finish_one(core: &Core, term: u64, told: &mut BTreeSet<u64>) {
-    let facts = core.state.facts();
-    told.retain(|node_id| facts.peers.node(*node_id).is_some_and(|row| row.removing));
-    // The one before must be out of Raft's configuration first, or the count of voters would be a guess (seed:F23).
-    let is_changing = {
-        let status = core.raft.status();
-        let status = status.borrow();
-        status.is_joint || status.nodes.keys().any(|node_id| facts.peers.is_removed(*node_id))
-    };
-    if is_changing || !facts.peers.members().any(|row| row.removing) {
-        return;
-    }
-    let heard = heard_now(core).await;
-    for row in facts.peers.members().filter(|row| row.removing) {
-        let may_go = match may_go(core, &facts.peers, row, &heard).await {
-            Ok(()) => take_out(core, row, term, Condition::StillOrdered).await,
-            Err(error) => Err(error),
-        };
-        match may_go {
-            Ok(()) => return,
-            Err(error) if told.insert(row.node_id) => {
-                tracing::info!(peer = row.name, node = row.node_id, %error, "a removal waits");
-            }
-            Err(error) => tracing::debug!(peer = row.name, %error, "a removal waits"),
-        }
-    }
-}
-
-async fn may_go(core: &Core, peers: &PeerTable, row: &types::Peer, heard: &BTreeSet<u64>) -> Result<()> {
-    check_quorum_without(core, peers, row.node_id, heard)?;
-    if core.config.repin.is_disabled {
-        return check_no_only_copy(core, &peer_from_bytes(&row.peer_id)?, peers).await;
-    }
-    if core.state.holds_nothing(&row.peer_id).await.map_err(unreadable)? {
-        return Ok(());
-    }
-    Err(Error::unavailable("items that it holds are not confirmed elsewhere yet"))
-}
-
-/// The nodes that answer from now on: when one was last heard of before says nothing about it now (seed:F23).
-async fn heard_now(core: &Core) -> BTreeSet<u64> {
-    let since = std::time::Instant::now();
-    tokio::time::sleep(ANSWER_HEARTBEATS * core.raft.config().heartbeat_interval).await;
-    let heard = core.raft.contacts().all().into_iter().filter(|(_, at)| *at >= since).map(|(node_id, _)| node_id);
-    heard.chain(std::iter::once(core.node_id)).collect()
-}
-
-/// The voters that stay must have a running majority, or the removal would never be done and nothing else either.
-fn check_quorum_without(core: &Core, peers: &PeerTable, node_id: u64, heard: &BTreeSet<u64>) -> Result<()> {
-    let voters: Vec<u64> = {
-        let status = core.raft.status();
-        let status = status.borrow();
-        status.voters.iter().copied().filter(|voter| !peers.is_removed(*voter)).collect()
-    };
-    let (going, staying): (Vec<u64>, Vec<u64>) = voters.into_iter().partition(|voter| *voter == node_id);
-    if going.is_empty() {
-        return Ok(());
-    }
-    let running = staying.iter().filter(|voter| heard.contains(voter)).count();
-    if staying.is_empty() || running > staying.len() / 2 {
-        return Ok(());
-    }
-    Err(Error::rejected(format!(
-        "removing this peer would leave {} voters of which {running} are running: no majority; start the others, or \
-         remove one of those that do not run",
-        staying.len()
-    )))
-}
-
-/// Where nothing is moved, what is allocated to nobody else that is there would be lost.
-async fn check_no_only_copy(core: &Core, peer: &PeerId, peers: &PeerTable) -> Result<()> {
-    let bytes = peer.to_bytes();
-    let holds = |other: &Vec<u8>| {
-        peers.member(other).is_some_and(|row| match row.state() {
-            State::Healthy | State::Draining => !row.removing,
-            State::Away | State::Removed => false,
-        })
-    };
-    let mut after = 0;
-    loop {
-        let page = core.state.allocated_to(&bytes, after, HOLDINGS_PAGE).await.map_err(unreadable)?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = last.row;
-        for held in &page {
-            let is_elsewhere = held.pin.allocations.iter().any(|other| *other != bytes && holds(other));
-            if !is_elsewhere {
-                let cid = pinfold_common::ids::cid_from_bytes(&held.pin.cid)?;
-                return Err(Error::rejected(format!(
-                    "peer {peer} has the only copy of {cid}, and may have more, and re-pinning is off: pin them to other \
-                     peers first, or force the removal and lose them"
-                )));
-            }
-        }
-    }
 }
 
 #[cfg(test)]

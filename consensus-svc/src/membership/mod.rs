@@ -5,7 +5,9 @@
 //! leader's supervisor goes on from the same rows.
 
 mod departure;
+mod everywhere;
 mod invite;
+mod removals;
 mod supervise;
 
 use std::sync::Arc;
@@ -28,8 +30,9 @@ use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader, other_members};
 use crate::pinset::{Outcome, PeerTable, Refusal};
 use crate::state_folder::hex;
-pub use departure::{departures, drain, finish_removals, leave, remove};
+pub use departure::{departures, drain, leave, remove};
 pub use invite::invite;
+pub use removals::finish_removals;
 pub use supervise::supervise;
 
 /// Another peer's answer to a join.

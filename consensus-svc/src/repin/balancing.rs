@@ -9,6 +9,7 @@ use pinfold_proto::monitor::result::Result as Placed;
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::{monitor, storage, types};
 
+use super::moving::batch;
 use super::plan::balance::{self, Loads};
 use super::plan::judge::maintained_until;
 use super::plan::{REBALANCE, Standings};
@@ -88,11 +89,12 @@ impl Balancer {
             self.walk = Some(Walk::new(standings.clone(), loads));
         }
         let Some(walk) = &mut self.walk else { return Ok(Step::Nothing) };
-        let saturated = core.repin.board.lock().saturated(core.config.repin.max_unconfirmed_per_peer);
+        let most_per_peer = core.repin.most_per_peer(&core.config.repin);
+        let saturated = core.repin.board.lock().saturated(most_per_peer);
         if walk.loads.excess() > 0 && !walk.loads.has_taker(&saturated) {
             return Ok(Step::Wait);
         }
-        let Some((giver, pins)) = walk.next(core, most).await.map_err(unreadable)? else {
+        let Some((giver, pins)) = walk.next(core, most.min(batch(most_per_peer))).await.map_err(unreadable)? else {
             let has_moved = walk.has_moved;
             self.walk = None;
             // What was moved meanwhile, by others too, is counted anew.

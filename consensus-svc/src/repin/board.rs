@@ -1,7 +1,7 @@
 //! What the loops tell people: the phase, the counts, and the items that cannot be satisfied. In memory, of the leader
 //! only; a new leader counts again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pinfold_proto::types::repin_status_reply::Phase;
 
@@ -76,10 +76,8 @@ impl Board {
         let count = |peer: &Vec<u8>| {
             self.unconfirmed.get(peer).copied().unwrap_or(0) + self.unconfirmed_since.get(peer).copied().unwrap_or(0)
         };
-        let known = self.unconfirmed.keys().chain(self.unconfirmed_since.keys());
-        let mut full: Vec<Vec<u8>> = known.filter(|peer| count(peer) >= most).cloned().collect();
-        full.dedup();
-        full
+        let known: BTreeSet<&Vec<u8>> = self.unconfirmed.keys().chain(self.unconfirmed_since.keys()).collect();
+        known.into_iter().filter(|peer| count(peer) >= most).cloned().collect()
     }
 
     /// A round of the settling loop begins: what is moved from now on may escape it.

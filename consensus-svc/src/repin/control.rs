@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use super::plan::balance::Loads;
 use super::plan::judge::{maintained_until, maintenance_key};
-use super::plan::{PAUSED, PINS_PER_SECOND, REBALANCE, STOP_LIFTED, Standings, gate};
+use super::plan::{PAUSED, PINS_PER_SECOND, REBALANCE, STOP_LIFTED, gate};
 use super::{balancing, moving, propose};
 use crate::coordinator::Origin;
 use crate::core::{Core, Leader, at_leader};
@@ -80,13 +80,15 @@ fn status_here(core: &Core) -> RepinStatusReply {
             left: board.left_to_balance,
         }),
         loads: Vec::new(),
+        most_per_peer: core.repin.most_per_peer(&core.config.repin),
+        mean_item_bytes: core.repin.mean_item_bytes(),
     }
 }
 
 /// What each member holds, and what it should hold if it takes part in rebalancing.
 async fn loads(core: &Core) -> Result<Vec<PeerLoad>> {
     let facts = core.state.facts();
-    let standings = Standings::new(&facts.peers, &core.repin.judgement().ipfs_down);
+    let standings = core.repin.standings(&facts.peers);
     let failed = |error| Error::internal(format!("count what each peer holds: {error}"));
     let part: BTreeSet<&Vec<u8>> = balancing::taking_part(&facts, &standings).collect();
     let mut counts = BTreeMap::new();

@@ -9,6 +9,7 @@
 mod balancing;
 mod board;
 pub mod control;
+pub(crate) mod holdings;
 mod moving;
 pub mod plan;
 mod scan;
@@ -16,6 +17,7 @@ mod settling;
 mod witness;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -28,10 +30,13 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use self::board::Board;
+use self::plan::Standings;
+use self::plan::budget;
 use self::plan::gate::Gate;
 use self::plan::judge::{Judge, Judgement, Rules, Scene};
+use crate::config::RepinConfig;
 use crate::core::{Core, Leader};
-use crate::pinset::{ItemOutcome, Outcome};
+use crate::pinset::{ItemOutcome, Outcome, PeerTable};
 use crate::raft::ProposeError;
 
 /// Between two looks at the members.
@@ -41,11 +46,17 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Shared {
     judgement: watch::Sender<Arc<Judgement>>,
     board: parking_lot::Mutex<Board>,
+    /// What an item takes on average, as the own monitor said last; 0: unknown.
+    mean_item_bytes: AtomicU64,
 }
 
 impl Default for Shared {
     fn default() -> Shared {
-        Shared { judgement: watch::Sender::new(Arc::default()), board: parking_lot::Mutex::default() }
+        Shared {
+            judgement: watch::Sender::new(Arc::default()),
+            board: parking_lot::Mutex::default(),
+            mean_item_bytes: AtomicU64::new(0),
+        }
     }
 }
 
@@ -60,6 +71,21 @@ impl Shared {
 
     fn judgement(&self) -> Arc<Judgement> {
         self.judgement.borrow().clone()
+    }
+
+    /// The members, as entries see them now. Complete on the leader only.
+    pub fn standings(&self, peers: &PeerTable) -> Standings {
+        Standings::new(peers, &self.judgement().ipfs_down)
+    }
+
+    fn mean_item_bytes(&self) -> u64 {
+        self.mean_item_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Items that one peer may have on their way: as many as allowed, or as make up the bytes.
+    fn most_per_peer(&self, config: &RepinConfig) -> u64 {
+        let (items, bytes) = (config.max_unconfirmed_per_peer, config.max_unconfirmed_bytes_per_peer);
+        budget::most_per_peer(items, bytes, self.mean_item_bytes())
     }
 }
 
@@ -115,6 +141,9 @@ async fn judge(core: &Core) {
 async fn look(core: &Core, term: u64, judge: &mut Judge) {
     let facts = core.state.facts();
     let words = witness::hear(core, &facts.peers).await;
+    if let Some(bytes) = words.mean_item_bytes {
+        core.repin.mean_item_bytes.store(bytes, Ordering::Relaxed);
+    }
     let config = &core.config.repin;
     let contacts = core.raft.contacts().all();
     let in_contact = contacts

@@ -64,6 +64,11 @@ pub(super) fn pins_per_second(core: &Core, facts: &Facts) -> u32 {
     set.unwrap_or(core.config.repin.pins_per_second)
 }
 
+/// Entries of one command, all of which may go to one peer.
+pub(super) fn batch(most_per_peer: u64) -> usize {
+    usize::try_from(most_per_peer).unwrap_or(MAX_BATCH).min(MAX_BATCH)
+}
+
 /// One leader's work in one term.
 struct Mover {
     term: u64,
@@ -95,7 +100,7 @@ impl Mover {
         }
         let facts = core.state.facts();
         let gate = self.gate(core, &facts);
-        let standings = Standings::new(&facts.peers, &core.repin.judgement().ipfs_down);
+        let standings = core.repin.standings(&facts.peers);
         if self.scan.as_ref().is_none_or(|scan| scan.is_over(&standings, facts.lineage)) {
             self.unsatisfied = Unsatisfieds::default();
             match Scan::begin(core, standings, facts.lineage).await {
@@ -104,7 +109,10 @@ impl Mover {
             }
         }
         let available = match gate {
-            Gate::Open => self.budget.available(pins_per_second(core, &facts), Instant::now()).min(MAX_BATCH),
+            Gate::Open => {
+                let most = batch(core.repin.most_per_peer(&core.config.repin));
+                self.budget.available(pins_per_second(core, &facts), Instant::now()).min(most)
+            }
             Gate::Disabled | Gate::Paused | Gate::Stopped(_) | Gate::Waiting(_) => 0,
         };
         let Some(scan) = &mut self.scan else { return IDLE };
@@ -182,7 +190,7 @@ impl Mover {
     async fn move_batch(&mut self, core: &Core, pins: Vec<types::Pin>) -> Duration {
         let started = Instant::now();
         let Some(scan) = &mut self.scan else { return IDLE };
-        let saturated = core.repin.board.lock().saturated(core.config.repin.max_unconfirmed_per_peer);
+        let saturated = core.repin.board.lock().saturated(core.repin.most_per_peer(&core.config.repin));
         let questions = questions(&pins, &scan.standings, &saturated);
         let answers = match allocate::items(core, questions).await {
             Ok(answers) => answers,

@@ -6,27 +6,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use futures::future::join_all;
-use futures::{StreamExt as _, stream};
-use pinfold_common::channel::{MAX_MESSAGE_BYTES, call, explain};
-use pinfold_common::ids::peer_from_bytes;
-use pinfold_common::tls::Room;
-use pinfold_common::{Error, Result};
-use pinfold_proto::connector::holdings_client::HoldingsClient;
-use pinfold_proto::connector::{Held, HoldingsCall, HoldingsReply, holdings_reply};
 use pinfold_proto::storage::command::Command as Kind;
 use pinfold_proto::{storage, types};
 
 use super::plan::Standings;
 use super::plan::settle::{self, Copy, Step};
-use super::{leads, propose, written};
+use super::{holdings, leads, propose, written};
 use crate::core::Core;
 use crate::pinset::PeerTable;
 use crate::store;
 
 /// Entries of one page, which becomes one command of each kind and one question to each holder.
 const PAGE: usize = 500;
-/// One connector's answer about a page; each item may be a question to its IPFS node.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two rounds: shorter while copies arrive, up to the longer one while they do not.
 const PAUSES: std::ops::Range<Duration> = Duration::from_millis(200)..Duration::from_secs(5);
 /// Between two rounds while nobody is leaving anything.
@@ -45,7 +36,7 @@ pub(super) async fn run(core: &Core) {
         let mut round = Round {
             core,
             term,
-            standings: Standings::new(&facts.peers, &core.repin.judgement().ipfs_down),
+            standings: core.repin.standings(&facts.peers),
             peers: &facts.peers,
             silent: HashSet::new(),
             unconfirmed: BTreeMap::new(),
@@ -157,7 +148,9 @@ impl Round<'_> {
             }
         }
         let this = &*self;
-        let asked = wanted.into_iter().map(|(peer, about)| async move { (peer, this.ask(peer, &about).await, about) });
+        let asked = wanted.into_iter().map(|(peer, about)| async move {
+            (peer, holdings::ask(this.core, this.peers, peer, &about).await, about)
+        });
         let answers = join_all(asked).await;
         let mut copies = HashMap::new();
         let mut silent = Vec::new();
@@ -175,35 +168,4 @@ impl Round<'_> {
         self.silent.extend(silent);
         copies
     }
-
-    /// One answer for each, in order.
-    async fn ask(&self, peer: &[u8], about: &[&types::Pin]) -> Result<Vec<Copy>> {
-        let row = self.peers.member(peer).ok_or_else(|| Error::unavailable("not a member"))?;
-        let address = row.addresses.as_ref().map(|addresses| addresses.connector.as_str()).unwrap_or_default();
-        let channel = self.core.channels.to(Room::Connector, &peer_from_bytes(peer)?, address);
-        let mut client = HoldingsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let items = about.iter().map(|pin| Held { cid: pin.cid.clone(), revision: pin.revision }).collect();
-        let asked = stream::iter([HoldingsCall { items }]);
-        let mut replies = call("ask what it holds", ANSWER_DEADLINE, client.check(asked)).await?;
-        let reply = tokio::time::timeout(ANSWER_DEADLINE, replies.next()).await;
-        let reply = match reply {
-            Ok(Some(Ok(reply))) => reply,
-            Ok(Some(Err(status))) => return Err(explain(status)),
-            Ok(None) => return Err(Error::unavailable("the stream ended without an answer")),
-            Err(_) => return Err(Error::unavailable(format!("no answer within {ANSWER_DEADLINE:?}"))),
-        };
-        if reply.answers.len() != about.len() {
-            return Err(Error::internal(format!("{} answers to {} questions", reply.answers.len(), about.len())));
-        }
-        Ok(decode(&reply))
-    }
-}
-
-fn decode(reply: &HoldingsReply) -> Vec<Copy> {
-    let copy = |answer: holdings_reply::Answer| match answer {
-        holdings_reply::Answer::Held => Copy::Held,
-        holdings_reply::Answer::No => Copy::No,
-        holdings_reply::Answer::Unknown => Copy::Unknown,
-    };
-    reply.answers().map(copy).collect()
 }

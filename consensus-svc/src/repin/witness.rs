@@ -24,12 +24,18 @@ const DEADLINE: Duration = Duration::from_secs(1);
 pub(super) struct Words {
     pub own: Option<Testimony>,
     pub others: Vec<Testimony>,
+    /// What an item takes on average, if the own monitor says so; 0: it does not know.
+    pub mean_item_bytes: Option<u64>,
 }
 
 pub(super) async fn hear(core: &Core, peers: &PeerTable) -> Words {
     let mut monitor = MonitorClient::new(core.own_monitor()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut mean_item_bytes = None;
     let own = match call("ask the own monitor about the members", DEADLINE, monitor.verdicts(VerdictsCall {})).await {
-        Ok(reply) => Some(testimony(reply.verdicts)),
+        Ok(reply) => {
+            mean_item_bytes = Some(reply.mean_item_bytes);
+            Some(testimony(reply.verdicts))
+        }
         Err(error) => {
             tracing::debug!(%error, "judge without the own monitor");
             None
@@ -40,14 +46,14 @@ pub(super) async fn hear(core: &Core, peers: &PeerTable) -> Words {
         None => BTreeSet::new(),
     };
     if own.is_some() && missed.is_empty() {
-        return Words { own, others: Vec::new() };
+        return Words { own, others: Vec::new(), mean_item_bytes };
     }
     let is_witness = |row: &&types::Peer| {
         row.voter && row.node_id != core.node_id && row.state() != State::Away && !missed.contains(&row.peer_id)
     };
     let asked = peers.members().filter(is_witness).map(|row| ask(core, row));
     let others = join_all(asked).await.into_iter().flatten().collect();
-    Words { own, others }
+    Words { own, others, mean_item_bytes }
 }
 
 async fn ask(core: &Core, row: &types::Peer) -> Option<Testimony> {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pinfold_common::ids;
-use pinfold_common::metric::REPOSIZE;
+use pinfold_common::metric::{FREESPACE, REPOSIZE};
 use pinfold_proto::api::MetricsRequest;
 use pinfold_proto::types::repin_change_call::Switch;
 use pinfold_proto::types::repin_status_reply::Phase;
-use pinfold_proto::types::{PeerLoad, RepinChangeCall, RepinStatusCall, RepinStatusReply};
+use pinfold_proto::types::{Metric, PeerLoad, RepinChangeCall, RepinStatusCall, RepinStatusReply};
 
 use super::repin::status::phase;
 use crate::cli::{Encoding, Rebalance};
@@ -29,7 +29,7 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: &Rebalance) -> 
         return say(encoding, "stopped; what is on its way still arrives");
     }
     let before = status(client).await?;
-    let plan = Plan::of(&before.loads, &repository_sizes(client).await);
+    let plan = Plan::of(&before.loads, &item_sizes(client).await);
     if arguments.what.dry_run {
         if encoding == Encoding::Text && before.rebalance.unwrap_or_default().running {
             eprintln!("A run is under way; ctl rebalance --stop ends it.");
@@ -44,7 +44,7 @@ pub async fn run(client: &Client, encoding: Encoding, arguments: &Rebalance) -> 
         eprintln!("The cluster goes on without this command; ctl rebalance --stop ends it.");
     }
     follow(client, started, plan.moves()).await?;
-    let plan = Plan::of(&status(client).await?.loads, &repository_sizes(client).await);
+    let plan = Plan::of(&status(client).await?.loads, &item_sizes(client).await);
     plan.print(encoding)
 }
 
@@ -64,11 +64,17 @@ async fn change(client: &Client, switch: Switch) -> Outcome<RepinStatusReply> {
     Ok(client.repin().change(call).await?.into_inner())
 }
 
-/// Bytes in each peer's repository, of those that say so (the `reposize` informer). A hint for people only.
-async fn repository_sizes(client: &Client) -> BTreeMap<Vec<u8>, u64> {
-    let asked = client.cluster().metrics(MetricsRequest { name: REPOSIZE.to_owned() }).await;
-    let metrics = asked.map(|reply| reply.into_inner().metrics).unwrap_or_default();
-    metrics.into_iter().filter_map(|metric| Some((metric.peer, metric.value.parse().ok()?))).collect()
+/// What an item takes at each peer, of those that say how large their repository is and how many items it holds. A hint
+/// for people only.
+async fn item_sizes(client: &Client) -> BTreeMap<Vec<u8>, u64> {
+    let mut sizes = BTreeMap::new();
+    for name in [FREESPACE, REPOSIZE] {
+        let asked = client.cluster().metrics(MetricsRequest { name: name.to_owned() }).await;
+        let metrics = asked.map(|reply| reply.into_inner().metrics).unwrap_or_default();
+        let size = |metric: Metric| Some((metric.peer, metric.used_bytes.checked_div(metric.pinned_items)?));
+        sizes.extend(metrics.into_iter().filter_map(size));
+    }
+    sizes
 }
 
 /// Until the run is over, and its old copies are gone.
@@ -143,7 +149,7 @@ impl Plan {
         let row = |load: &PeerLoad| {
             let takes_part = load.takes_part;
             let gives = if takes_part { load.pins.saturating_sub(load.share) } else { 0 };
-            let average = sizes.get(&load.peer_id).and_then(|size| size.checked_div(load.pins));
+            let average = sizes.get(&load.peer_id);
             Row {
                 peer: ids::peer_from_bytes(&load.peer_id).map(|id| id.to_string()).unwrap_or_default(),
                 pins: load.pins,
@@ -161,7 +167,7 @@ impl Plan {
         self.0.iter().map(|row| row.gives).sum()
     }
 
-    /// Unknown as soon as one that gives does not say how large its repository is.
+    /// Unknown as soon as one that gives does not say how much it holds.
     fn bytes(&self) -> Option<u64> {
         self.0.iter().filter(|row| row.gives > 0).map(|row| row.gives_bytes).sum()
     }
@@ -200,7 +206,10 @@ impl Plan {
                 output::size_text(bytes)
             ),
             (moves, None) => {
-                writeln!(text, "{moves} items to move; how large is unknown without the reposize informer")
+                writeln!(
+                    text,
+                    "{moves} items to move; how large is not known: a peer that gives does not say how much it holds"
+                )
             }
         };
         text
@@ -233,7 +242,7 @@ mod tests {
     #[test]
     fn a_plan_in_counts_and_bytes() {
         let loads = [load(1, 90, 40), load(2, 10, 40), load(3, 20, 40), load(4, 7, 0)];
-        let sizes = BTreeMap::from([(vec![1], 90_000_000)]);
+        let sizes = BTreeMap::from([(vec![1], 1_000_000)]);
         let plan = Plan::of(&loads, &sizes);
         assert_eq!((plan.moves(), plan.bytes()), (50, Some(50_000_000)));
         let text = plan.text();
@@ -243,7 +252,7 @@ mod tests {
 
         let plan = Plan::of(&loads, &BTreeMap::new());
         assert_eq!(plan.bytes(), None);
-        assert!(plan.text().contains("unknown without the reposize informer"));
+        assert!(plan.text().contains("how large is not known"));
         let even = Plan::of(&[load(1, 4, 4), load(2, 3, 4)], &BTreeMap::new());
         assert!(even.text().contains("Nothing to move"), "{}", even.text());
     }

@@ -35,7 +35,7 @@ pub async fn metrics(informer: &Informer, node: &dyn IpfsNode, health: &Health, 
                     return None;
                 }
             };
-            Some(vec![disk(*kind, *watermark, stat)])
+            Some(vec![disk(*kind, *watermark, stat, store.counts().of(TrackerStatus::Pinned))])
         }
         Informer::PinQueue { bucket } => Some(vec![pin_queue(store.counts().of(TrackerStatus::PinQueued), *bucket)]),
         Informer::Tags(tags) => Some(
@@ -51,8 +51,8 @@ pub async fn metrics(informer: &Informer, node: &dyn IpfsNode, health: &Health, 
 }
 
 /// A disk that is full, or nearly, says so by a metric that is not valid: a peer that falls silent cannot be told from
-/// one whose connector is away (beh:B14.4 leaves it unsaid).
-fn disk(kind: DiskMetric, watermark: f64, stat: RepoStat) -> Metric {
+/// one whose connector is away (beh:B14.4 leaves it unsaid). How much it holds, and of how many items, goes along.
+fn disk(kind: DiskMetric, watermark: f64, stat: RepoStat, pinned_items: u64) -> Metric {
     let free = stat.free_bytes();
     let measured = match kind {
         DiskMetric::Freespace => metric(FREESPACE.to_owned(), free.to_string(), signed(free)),
@@ -65,7 +65,14 @@ fn disk(kind: DiskMetric, watermark: f64, stat: RepoStat) -> Metric {
     let lack = lack(watermark, stat);
     metrics::gauge!("pinfold_connector_disk_full").set(if lack.is_some() { 1.0 } else { 0.0 });
     let capacity_bytes = stat.size_bytes.saturating_add(free);
-    Metric { valid: lack.is_none(), note: lack.unwrap_or_default(), capacity_bytes, ..measured }
+    Metric {
+        valid: lack.is_none(),
+        note: lack.unwrap_or_default(),
+        capacity_bytes,
+        used_bytes: stat.size_bytes,
+        pinned_items,
+        ..measured
+    }
 }
 
 /// Why nothing new should come here, if so: the share above the watermark is kept free, of the node's own limit and of
@@ -116,7 +123,7 @@ mod tests {
     }
 
     fn free_space(stat: RepoStat) -> Metric {
-        disk(DiskMetric::Freespace, 0.85, stat)
+        disk(DiskMetric::Freespace, 0.85, stat, 3)
     }
 
     /// Goal: values and weights are those of the table in beh:B14.4, and numpin, which the original cannot switch on.
@@ -124,9 +131,10 @@ mod tests {
     fn seed_g2_values_and_weights() {
         let free = free_space(stat(30, 100));
         assert_eq!((free.name.as_str(), free.value.as_str(), free.weight, free.valid), ("freespace", "70", 70, true));
-        assert_eq!(free.capacity_bytes, 100);
-        let used = disk(DiskMetric::Reposize, 0.85, stat(30, 100));
+        assert_eq!((free.capacity_bytes, free.used_bytes, free.pinned_items), (100, 30, 3));
+        let used = disk(DiskMetric::Reposize, 0.85, stat(30, 100), 3);
         assert_eq!((used.name.as_str(), used.value.as_str(), used.weight), ("reposize", "30", -30));
+        assert_eq!((used.used_bytes, used.pinned_items), (30, 3));
         let queue = pin_queue(250_000, 100_000);
         assert_eq!((queue.name.as_str(), queue.value.as_str(), queue.weight), ("pinqueue", "250000", -2));
         assert_eq!(pin_queue(7, 0).weight, -7);
@@ -151,11 +159,11 @@ mod tests {
         assert!(free_space(beside(stat(1, 1000 * GIB), 3 * GIB, 1000 * GIB)).valid);
         assert!(!free_space(beside(stat(1, 1000 * GIB), GIB, 1000 * GIB)).valid);
         // As in the original, where an operator wants that: full is full.
-        assert!(disk(DiskMetric::Freespace, 1.0, stat(99, 100)).valid);
+        assert!(disk(DiskMetric::Freespace, 1.0, stat(99, 100), 0).valid);
         for over in [stat(100, 100), stat(101, 100), beside(stat(1, 100), 0, 100)] {
-            assert!(!disk(DiskMetric::Freespace, 1.0, over).valid);
+            assert!(!disk(DiskMetric::Freespace, 1.0, over, 0).valid);
         }
         // Used space is no way around it.
-        assert!(!disk(DiskMetric::Reposize, 0.85, stat(86, 100)).valid);
+        assert!(!disk(DiskMetric::Reposize, 0.85, stat(86, 100), 0).valid);
     }
 }

@@ -6,8 +6,8 @@
 //! * **Shares**, one for each allocation, fade with a half-life, of all peers alike. They decide between peers: see
 //!   `field`. Were they dropped when a peer's own metric arrives, then the peer whose metric comes first in the middle
 //!   of a burst would look untouched beside the others, and would get the rest of the burst.
-//! * **Bytes**, the size of the item, or the mean of the sizes seen while it is unknown, end with a metric that can
-//!   know of them: the second that arrives after the allocation. The first may have been measured before the first
+//! * **Bytes**, the size of the item, or while it is unknown the mean of what the peers hold, end with a metric that
+//!   can know of them: the second that arrives after the allocation. The first may have been measured before the first
 //!   block came.
 //!
 //! Bytes only order peers. An estimate never makes a peer full; a peer is full when it says so itself.
@@ -21,9 +21,6 @@ use pinfold_common::PeerId;
 pub const HALF_LIFE: Duration = Duration::from_secs(60);
 /// A share that faded below this is forgotten.
 const LEAST_SHARE: f64 = 1.0 / 1024.0;
-/// The weight of one new item in the mean of sizes.
-const MEAN_STEP: f64 = 1.0 / 16.0;
-
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
     shares: f64,
@@ -33,17 +30,24 @@ struct Account {
     older_bytes: f64,
 }
 
-/// The reservations of all peers.
+/// What a peer's repository holds, as its last metric of space says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    pub bytes: u64,
+    pub items: u64,
+}
+
+/// The reservations of all peers, and what they hold.
 #[derive(Debug)]
 pub struct Ledger {
     accounts: HashMap<PeerId, Account>,
-    mean_item_bytes: f64,
+    holdings: HashMap<PeerId, Holding>,
     settled: Instant,
 }
 
 impl Ledger {
     pub fn new(now: Instant) -> Ledger {
-        Ledger { accounts: HashMap::new(), mean_item_bytes: 0.0, settled: now }
+        Ledger { accounts: HashMap::new(), holdings: HashMap::new(), settled: now }
     }
 
     /// Lets shares fade up to `now`. Call it before reading.
@@ -67,22 +71,20 @@ impl Ledger {
     }
 
     /// A new metric of this peer's space has arrived.
-    pub fn measured(&mut self, peer: &PeerId) {
+    pub fn measured(&mut self, peer: &PeerId, holding: Holding) {
+        self.holdings.insert(*peer, holding);
         if let Some(account) = self.accounts.get_mut(peer) {
             account.older_bytes = std::mem::take(&mut account.recent_bytes);
         }
     }
 
-    /// The size of an item whose size is unknown; 0 until one was known.
+    /// The size of an item whose size is unknown: the repositories of all peers over their items, so more than an item
+    /// takes where they hold other things as well. 0 while nobody has said that it holds any.
     pub fn mean_item_bytes(&self) -> f64 {
-        self.mean_item_bytes
-    }
-
-    /// Takes a known size into the mean.
-    pub fn learn(&mut self, size_bytes: u64) {
-        let size = size_bytes as f64;
-        let step = if self.mean_item_bytes == 0.0 { 1.0 } else { MEAN_STEP };
-        self.mean_item_bytes += (size - self.mean_item_bytes) * step;
+        let holders = || self.holdings.values().filter(|holding| holding.items > 0);
+        let bytes: f64 = holders().map(|holding| holding.bytes as f64).sum();
+        let items: f64 = holders().map(|holding| holding.items as f64).sum();
+        if items > 0.0 { bytes / items } else { 0.0 }
     }
 
     pub fn shares(&self, peer: &PeerId) -> f64 {
@@ -95,6 +97,7 @@ impl Ledger {
 
     pub fn retain(&mut self, is_member: impl Fn(&PeerId) -> bool) {
         self.accounts.retain(|peer, _| is_member(peer));
+        self.holdings.retain(|peer, _| is_member(peer));
     }
 }
 
@@ -111,31 +114,35 @@ mod tests {
             ledger.reserve(a, 100.0);
         }
         ledger.reserve(b, 100.0);
-        ledger.measured(&a);
+        ledger.measured(&a, Holding::default());
         assert_eq!((ledger.shares(&a), ledger.bytes(&a)), (4.0, 400.0));
         ledger.reserve(a, 7.0);
-        ledger.measured(&a);
+        ledger.measured(&a, Holding::default());
         assert_eq!(ledger.bytes(&a), 7.0);
-        ledger.measured(&a);
+        ledger.measured(&a, Holding::default());
         assert_eq!(ledger.bytes(&a), 0.0);
         ledger.settle(now + HALF_LIFE);
         assert_eq!((ledger.shares(&a), ledger.shares(&b)), (2.5, 0.5));
-        ledger.measured(&b);
-        ledger.measured(&b);
+        ledger.measured(&b, Holding::default());
+        ledger.measured(&b, Holding::default());
         ledger.settle(now + HALF_LIFE * 30);
         assert!(ledger.accounts.is_empty());
     }
 
-    /// Goal: the mean follows the sizes that are known.
+    /// Goal: the mean is what all peers hold over their items, by their last metrics; a peer without items says nothing
+    /// of their size, and one that is no member any more does not count.
     #[test]
     fn mean_of_sizes() {
-        let mut ledger = Ledger::new(Instant::now());
+        let (mut ledger, a, b) = (Ledger::new(Instant::now()), PeerId::random(), PeerId::random());
         assert_eq!(ledger.mean_item_bytes(), 0.0);
-        ledger.learn(1000);
+        ledger.measured(&a, Holding { bytes: 5000, items: 0 });
+        assert_eq!(ledger.mean_item_bytes(), 0.0);
+        ledger.measured(&a, Holding { bytes: 8000, items: 8 });
         assert_eq!(ledger.mean_item_bytes(), 1000.0);
-        for _ in 0..200 {
-            ledger.learn(5000);
-        }
-        assert!((ledger.mean_item_bytes() - 5000.0).abs() < 1.0);
+        ledger.measured(&b, Holding { bytes: 1000, items: 1 });
+        ledger.measured(&b, Holding { bytes: 10_000, items: 2 });
+        assert_eq!(ledger.mean_item_bytes(), 1800.0);
+        ledger.retain(|peer| *peer == b);
+        assert_eq!(ledger.mean_item_bytes(), 5000.0);
     }
 }

@@ -17,7 +17,7 @@ use pinfold_common::PeerId;
 pub use pinfold_proto::monitor::item::Growth;
 
 pub use field::{Field, MAX_LEVELS, Measured, Row, Standing};
-pub use ledger::{HALF_LIFE, Ledger};
+pub use ledger::{HALF_LIFE, Holding, Ledger};
 
 use field::{Block, hash_bytes};
 

@@ -417,7 +417,7 @@ fn a_burst_on_nearly_equal_peers() {
             let sized: Vec<Item> = chunk.iter().map(|each| Item { size_bytes, ..each.clone() }).collect();
             outcomes.extend(c.allocate(&sized));
             // One of the five reports in the middle of the burst, and knows nothing of it yet.
-            c.ledger.measured(&c.peers[number % 5]);
+            c.ledger.measured(&c.peers[number % 5], Holding::default());
             c.now += Duration::from_millis(300);
         }
         assert!(is_even(&counts(&c, &outcomes)), "{size_bytes}: {:?}", counts(&c, &outcomes));

@@ -73,7 +73,7 @@ impl Monitor for MonitorService {
 
     async fn verdicts(&self, _: Request<VerdictsCall>) -> Result<Response<VerdictsReply>, Status> {
         let known = self.store.verdicts().await?;
-        Ok(Response::new(VerdictsReply { verdicts: known.verdicts, warming_up: known.warming_up }))
+        Ok(Response::new(known.into()))
     }
 
     async fn alerts(&self, _: Request<AlertsCall>) -> Result<Response<AlertsReply>, Status> {

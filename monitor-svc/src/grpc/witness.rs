@@ -14,6 +14,6 @@ pub(super) struct WitnessService {
 impl Witness for WitnessService {
     async fn testify(&self, _: Request<VerdictsCall>) -> Result<Response<VerdictsReply>, Status> {
         let known = self.store.verdicts().await?;
-        Ok(Response::new(VerdictsReply { verdicts: known.verdicts, warming_up: known.warming_up }))
+        Ok(Response::new(known.into()))
     }
 }

@@ -17,7 +17,7 @@ use pinfold_proto::monitor::{self as wire, PeerPing, PingDetail, PullReply};
 use pinfold_proto::types::{KeyValue, Metric};
 
 use crate::alerts::Alerts;
-use crate::allocator::{self, Field, Item, Ledger, Measured, Outcome, Row, Standing};
+use crate::allocator::{self, Field, Holding, Item, Ledger, Measured, Outcome, Row, Standing};
 use crate::error::MonitorError;
 use crate::liveness::{Liveness, State, Verdict};
 use crate::ping::{Beat, Sequence, bounded};
@@ -215,9 +215,10 @@ impl Known {
 
     fn accept(&mut self, peer: PeerId, metric: Metric, source: Source, now: Now) -> Result<Accepted, MonitorError> {
         let tells_space = metric.name == FREESPACE || metric.name == REPOSIZE;
+        let holding = Holding { bytes: metric.used_bytes, items: metric.pinned_items };
         let accepted = self.windows.accept(peer, metric, source, now.instant, now.wall.unix_nanos())?;
         if tells_space && accepted == Accepted::New {
-            self.ledger.measured(&peer);
+            self.ledger.measured(&peer, holding);
         }
         Ok(accepted)
     }
@@ -303,9 +304,6 @@ impl Known {
         if let (false, Some(reason)) = (self.is_warm, &awaited) {
             return Err(MonitorError::WarmingUp(reason.clone()));
         }
-        for size_bytes in items.iter().map(|item| item.size_bytes).filter(|size| *size > 0) {
-            self.ledger.learn(size_bytes);
-        }
         let mut field = Field::new(&self.rules.allocate_by, self.rules.pinqueue_bucket, &self.rows(now), &self.ledger);
         let outcomes = allocator::allocate(&mut field, items);
         let too_few = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::TooFew(_))).count();
@@ -390,6 +388,11 @@ impl Known {
                 if hampered || unsteady { Standing::Hampered } else { Standing::Live }
             }
         }
+    }
+
+    /// Of an item whose size is unknown; 0: nobody has said.
+    pub fn mean_item_bytes(&self) -> u64 {
+        self.ledger.mean_item_bytes() as u64
     }
 
     /// What is known of each member, in peer ID order.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use consensus_svc::coordinator::rules::is_everywhere;
 use consensus_svc::pinset::Outcome;
-use consensus_svc::repin::plan::Standings;
 use consensus_svc::repin::plan::gate::{self, Gate};
 use consensus_svc::repin::plan::judge::{self, Judgement, Scene, Testimony};
 use consensus_svc::repin::plan::moves::{self, Need};
 use consensus_svc::repin::plan::settle::{self, Copy, Step};
+use consensus_svc::repin::plan::{self, Standings};
 use monitor_svc::allocator::{self, Factors, Field, Measured, Row, Standing};
 use monitor_svc::liveness::State as Seen;
 use pinfold_common::peerset::PeerState;
@@ -28,7 +28,7 @@ impl World {
         let standings = Standings::new(&self.view.peers, &judgement.ipfs_down);
         self.settle(&standings);
         self.repair(leader, &judgement);
-        self.finish_removal();
+        self.finish_removal(&standings);
         if self.random.one_in(2)
             && let Some(late) = self.late.take()
         {
@@ -239,31 +239,51 @@ impl World {
         }
     }
 
-    /// One that was ordered goes when nothing is left there and the voters that stay have a majority.
-    fn finish_removal(&mut self) {
+    /// One that was ordered goes when nothing is left there, somebody who stays says that it holds what every peer pins,
+    /// and the voters that stay have a majority.
+    fn finish_removal(&mut self, standings: &Standings) {
         let removing = |peer: &usize| self.view.peers.node(self.peers[*peer].node).is_some_and(|row| row.removing);
         let going = (0..self.peers.len()).filter(removing).find(|peer| {
             let bytes = &self.peers[*peer].bytes;
             let is_named = |pin: &Arc<types::Pin>| pin.allocations.contains(bytes) || pin.leaving.contains(bytes);
-            self.has_majority_without(*peer) && !self.pins.iter().any(is_named)
+            let outlives = |pin: &Arc<types::Pin>| !is_everywhere(pin) || self.outlives(*peer, &pin.cid, standings);
+            self.has_majority_without(*peer) && !self.pins.iter().any(is_named) && self.pins.iter().all(outlives)
         });
         if let Some(peer) = going {
             self.totals.removed += 1;
-            self.offer_orphans(peer);
+            self.check_nothing_orphaned(peer);
             self.remove(peer, true);
         }
     }
 
-    /// A removal does not wait for what is pinned everywhere: whoever pinned that has to offer it once more.
-    fn offer_orphans(&mut self, peer: usize) {
+    fn outlives(&self, going: usize, cid: &[u8], standings: &Standings) -> bool {
+        let copy = |peer: usize| match self.peers[peer].copies.contains(cid) {
+            _ if !self.is_working(peer) || self.peers[peer].ipfs_is_down => Copy::Unknown,
+            true => Copy::Held,
+            false => Copy::No,
+        };
+        let stays = |peer: &usize| {
+            let bytes = &self.peers[*peer].bytes;
+            *peer != going
+                && standings.of(bytes).counts()
+                && self.view.peers.member(bytes).is_some_and(|row| !row.removing)
+        };
+        let own = match standings.of(&self.peers[going].bytes) {
+            plan::Standing::Away | plan::Standing::Gone => Copy::Unknown,
+            plan::Standing::Live | plan::Standing::IpfsDown | plan::Standing::Draining => copy(going),
+        };
+        settle::outlives(own, (0..self.peers.len()).filter(stays).map(copy))
+    }
+
+    /// What every peer pins is never lost with one that leaves in good order.
+    fn check_nothing_orphaned(&self, peer: usize) {
         let has_other =
             |cid: &Vec<u8>| (0..self.peers.len()).any(|other| other != peer && self.peers[other].copies.contains(cid));
         let is_orphaned = |pin: &&Arc<types::Pin>| {
             is_everywhere(pin) && self.peers[peer].copies.contains(&pin.cid) && !has_other(&pin.cid)
         };
-        let orphaned: Vec<Vec<u8>> = self.pins.iter().filter(is_orphaned).map(|pin| pin.cid.clone()).collect();
-        self.totals.orphaned += orphaned.len() as u64;
-        self.offered.extend(orphaned);
+        let orphaned = self.pins.iter().find(is_orphaned);
+        assert!(orphaned.is_none(), "peer {peer} is removed with the only copy of {orphaned:?}");
     }
 
     pub(super) fn has_majority_without(&self, peer: usize) -> bool {

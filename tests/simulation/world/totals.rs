@@ -43,8 +43,6 @@ totals! {
     updated: 10,
     unpinned: 25,
     refused: 5,
-    /// Items pinned everywhere whose only copy went with a peer that was removed.
-    orphaned: 0,
     drains: 25,
     undrains: 5,
     removed: 10,

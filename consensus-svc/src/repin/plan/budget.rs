@@ -1,4 +1,4 @@
-//! The rate of moves: a bucket of tokens. PURE.
+//! The rate of moves, a bucket of tokens, and how much one peer may have on its way. PURE.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,12 @@ impl Budget {
     }
 }
 
+/// Items that one peer may have on their way: `items`, or as many as make up `bytes` when each takes
+/// `mean_item_bytes` (0: unknown), and at least one.
+pub fn most_per_peer(items: u64, bytes: u64, mean_item_bytes: u64) -> u64 {
+    bytes.checked_div(mean_item_bytes).map_or(items, |fit| fit.clamp(1, items.max(1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +59,14 @@ mod tests {
         let mut slow = Budget::new(start);
         assert_eq!(slow.available(1, start + Duration::from_millis(999)), 0);
         assert_eq!(slow.available(1, start + Duration::from_millis(1001)), 1);
+    }
+
+    /// Goal: whichever bound comes first holds, one item is always allowed, and an unknown size bounds nothing.
+    #[test]
+    fn bytes_bound_as_well() {
+        assert_eq!(most_per_peer(1000, 100 << 30, 0), 1000);
+        assert_eq!(most_per_peer(1000, 100 << 30, 1), 1000);
+        assert_eq!(most_per_peer(1000, 100 << 30, 1 << 30), 100);
+        assert_eq!(most_per_peer(1000, 100 << 30, 1 << 40), 1);
     }
 }

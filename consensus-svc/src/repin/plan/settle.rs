@@ -56,6 +56,12 @@ pub fn step(pin: &types::Pin, standings: &Standings, copy: impl Fn(&[u8]) -> Cop
     (held >= needed).then(|| drop_all(pin))
 }
 
+/// Whether an item that every peer pins may lose the copy of a peer that leaves for good: `own` is what that one says,
+/// `stayers` what those that stay do. What it does not hold itself is not lost with it.
+pub fn outlives(own: Copy, mut stayers: impl Iterator<Item = Copy>) -> bool {
+    own == Copy::No || stayers.any(|copy| copy == Copy::Held)
+}
+
 fn drop_all(pin: &types::Pin) -> Step {
     Step::Drop(storage::Settle { cid: pin.cid.clone(), expected_revision: pin.revision, drop: pin.leaving.clone() })
 }

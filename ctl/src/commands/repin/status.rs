@@ -48,7 +48,15 @@ fn text(status: &RepinStatusReply) -> String {
     if !status.reason.is_empty() {
         let _ = write!(text, " ({})", status.reason);
     }
-    let _ = writeln!(text, "\n  > Rate: at most {} items a second", status.pins_per_second);
+    let _ = write!(
+        text,
+        "\n  > Rate: at most {} items a second, {} on their way to one peer",
+        status.pins_per_second, status.most_per_peer
+    );
+    let _ = match status.mean_item_bytes {
+        0 => writeln!(text),
+        bytes => writeln!(text, " (about {} each)", output::size_text(bytes)),
+    };
     let _ = writeln!(
         text,
         "  > Under-replicated: {}, of them without a live copy: {}",
@@ -93,6 +101,8 @@ fn json(status: &RepinStatusReply) -> serde_json::Value {
         "phase": phase(status),
         "reason": status.reason,
         "pins_per_second": status.pins_per_second,
+        "most_per_peer": status.most_per_peer,
+        "mean_item_bytes": status.mean_item_bytes,
         "under_replicated": status.under_replicated,
         "lost": status.lost,
         "unsatisfied": status.unsatisfied,
@@ -117,12 +127,15 @@ mod tests {
             pins_per_second: 50,
             under_replicated: 7,
             lost: 1,
+            most_per_peer: 100,
+            mean_item_bytes: 1 << 30,
             rebalance: Some(pinfold_proto::types::Rebalance { running: true, moved: 3, left: 4 }),
             ..RepinStatusReply::default()
         };
         let shown = text(&status);
         assert!(shown.starts_with("Re-pinning: stopped (3 of 5 members are away)\n"), "{shown}");
         assert!(shown.contains("Under-replicated: 7, of them without a live copy: 1"), "{shown}");
+        assert!(shown.contains("50 items a second, 100 on their way to one peer (about 1.1 GB each)\n"), "{shown}");
         assert!(shown.contains("Rebalancing: 3 moved, 4 left"), "{shown}");
         assert_eq!((&json(&status)["phase"], &json(&status)["rebalance"]["left"]), (&"stopped".into(), &4.into()));
     }
