@@ -33,8 +33,12 @@ impl LoopDisk {
         disk
     }
 
+    /// Never read-only instead, which `mount` does by itself when it is not told; proven by a file.
     fn mount(&self) {
-        run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.folder));
+        run(Command::new("mount").args(["--rw", "-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.folder));
+        let probe = self.folder.join("mounted");
+        std::fs::write(&probe, b"x").unwrap_or_else(|error| panic!("{} is mounted: {error}", probe.display()));
+        std::fs::remove_file(&probe).expect("our own file");
     }
 
     /// Everything that no fsync confirmed is gone; proven by a write that fails. ext4's shutdown ioctl, without a flush
