@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +13,8 @@ pub const PRIVATE: u32 = 0o600;
 /// Mode of folders of a peer.
 pub const PRIVATE_FOLDER: u32 = 0o700;
 const LOCK_FILE: &str = "lock";
+const OTHERS_READ: u32 = 0o004;
+const OTHERS_ENTER: u32 = 0o001;
 
 /// Writes `bytes` to `path` so that a reader, or a start after a power cut, sees the old file or the new one: a
 /// temporary file beside it, fsync, rename, fsync of the folder.
@@ -43,6 +45,17 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Refuses a file that holds a key and that every user of the machine can read: by its mode, in a folder that lets them in
+/// (fault:D12). One that is not there is no matter of this.
+pub fn check_private(path: &Path) -> Result<()> {
+    let mode = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+    if mode(path) & OTHERS_READ == 0 || mode(parent(path)) & OTHERS_ENTER == 0 {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::invalid(format!("{path}: every user of this machine can read the key in it: chmod 600 {path}")))
 }
 
 /// A regular file of at most `max_bytes`, whole; `None` when there is none.
@@ -103,8 +116,6 @@ fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     /// Goal: a file is replaced as a whole, with the mode asked for, and nothing is left beside it.

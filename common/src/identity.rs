@@ -12,7 +12,7 @@ use prost::Message as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{PRIVATE, read_small, write_once};
+use crate::files::{PRIVATE, check_private, read_small, write_once};
 use crate::ids::parse_peer_id;
 use crate::{Error, PeerId, Result};
 
@@ -140,6 +140,9 @@ fn load(folder: &Path, id: Option<String>, private_key: Option<String>) -> Resul
             .map_err(|error| error.context(format!("{ID_VARIABLE} and {PRIVATE_KEY_VARIABLE}")));
     }
     let path = folder.join(IDENTITY_FILE);
+    if private_key.is_none() {
+        check_private(&path)?;
+    }
     let named = |error: Error| error.context(path.display());
     let file = match read(&path)? {
         Some(bytes) => serde_json::from_slice::<File>(&bytes)
@@ -192,6 +195,26 @@ pub(crate) mod tests {
         assert_eq!(load(folder.path(), None, None).unwrap().peer_id, identity.peer_id);
         assert!(Identity::generate().save(folder.path()).is_err());
         assert_eq!(load(folder.path(), None, None).unwrap().peer_id, identity.peer_id);
+    }
+
+    /// Goal: a key that every user of the machine can read is refused, with what to do; in a folder of one's own it is not
+    /// readable, and beside a key from the environment it does not count.
+    #[test]
+    fn fault_d12_a_key_for_everybody_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let identity = Identity::generate();
+        identity.save(folder.path()).unwrap();
+        let path = folder.path().join(IDENTITY_FILE);
+        mode(folder.path(), 0o755);
+        assert!(load(folder.path(), None, None).is_ok());
+        mode(&path, 0o644);
+        let error = load(folder.path(), None, None).unwrap_err();
+        assert!(error.message.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        let (id, key) = (identity.peer_id.to_string(), STANDARD.encode(&identity.encoded));
+        assert!(load(folder.path(), Some(id), Some(key)).is_ok());
+        mode(folder.path(), 0o700);
+        assert!(load(folder.path(), None, None).is_ok());
     }
 
     /// Goal: an identity with an old RSA key loads, keeps its `Qm…` ID, and is saved unchanged.

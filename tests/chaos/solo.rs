@@ -63,6 +63,16 @@ pub struct Pinned {
 }
 
 impl Pinned {
+    /// Every acknowledged pin is listed, none twice, none that nobody asked for.
+    pub fn check(&self, listed: &[Vec<u8>], context: &str) {
+        let here: BTreeSet<Vec<u8>> = listed.iter().cloned().collect();
+        assert_eq!(here.len(), listed.len(), "{context}: a pin is listed twice");
+        let lost = self.acknowledged.difference(&here).count();
+        assert_eq!(lost, 0, "{context}: {lost} of {} acknowledged pins are lost", self.acknowledged.len());
+        let strange = here.difference(&self.asked).count();
+        assert_eq!(strange, 0, "{context}: {strange} pins that nobody asked for");
+    }
+
     /// As operations of the report.
     pub fn count(&self, report: &mut Report) {
         report.counted(self.asked.len(), self.asked.len() - self.acknowledged.len());
@@ -228,13 +238,7 @@ impl Solo {
     pub async fn verify(&self, context: &str, pinned: &Mutex<Pinned>) {
         self.ready().await;
         let listed = self.list().await;
-        let here: BTreeSet<Vec<u8>> = listed.iter().cloned().collect();
-        assert_eq!(here.len(), listed.len(), "{context}: a pin is listed twice");
-        let so_far = pinned.lock().unwrap().clone();
-        let lost = so_far.acknowledged.difference(&here).count();
-        assert_eq!(lost, 0, "{context}: {lost} of {} acknowledged pins are lost", so_far.acknowledged.len());
-        let strange = here.difference(&so_far.asked).count();
-        assert_eq!(strange, 0, "{context}: {strange} pins that nobody asked for");
+        pinned.lock().unwrap().check(&listed, context);
         assert!(self.pin(context, 0, pinned).await, "{context}: a pin after it\n{}", self.words());
     }
 
@@ -247,7 +251,13 @@ impl Solo {
 
     /// Runs a command on its folder while it is stopped: the exit code, and everything it said.
     pub async fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let mut command = Command::new(programs().path("consensus-svc").expect("consensus-svc is built"));
+        self.traced_command(arguments, None).await
+    }
+
+    /// The same under strace. No exit code: a signal ended it.
+    pub async fn traced_command(&self, arguments: &[&str], trace: Option<&Trace>) -> (Option<i32>, String) {
+        let program = programs().path("consensus-svc").expect("consensus-svc is built");
+        let mut command = trace.map_or_else(|| Command::new(&program), |trace| trace.command(&program));
         let output = command.arg("--config").arg(&self.folder).args(arguments).stdin(Stdio::null()).output().await;
         let output = output.expect("the program starts");
         let text = [output.stdout, output.stderr].concat();

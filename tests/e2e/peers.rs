@@ -2,9 +2,11 @@
 
 use ctl::local::cluster::Ipfs;
 use ctl::local::service::State;
-use pinfold_common::json::{IdJson, PinJson};
+use pinfold_common::ids;
+use pinfold_common::json::{AddedJson, IdJson, PinJson};
 use pinfold_common::tls::Room;
 use pinfold_proto::api;
+use pinfold_proto::types::departure::Phase;
 use pinfold_tests::cluster::{PATIENCE, TestCluster, eventually};
 use pinfold_tests::content;
 use serde_json::json;
@@ -116,6 +118,36 @@ async fn allocations(cluster: &TestCluster, at: usize) -> Vec<(usize, Vec<String
     let pins: Vec<PinJson> = cluster.rest(at).get("/allocations").await.lines();
     let minimum = |pin: &PinJson| usize::try_from(pin.replication_factor_min).expect("a minimum");
     pins.into_iter().map(|pin| (minimum(&pin), pin.allocations.expect("its peers"))).collect()
+}
+
+/// Goal: what every peer pins names nobody, and yet the peer with its only copy stays until another one has it too; whoever
+/// asks is told what the removal waits for, and then it goes by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_f16_f21_the_only_copy_of_what_everybody_pins() {
+    let cluster = TestCluster::start(3).await;
+    let (stays, going) = ([0, 1], 2);
+    for at in stays {
+        cluster.peer(at).service(Room::Connector).unwrap().stop().await;
+    }
+    let data = content::bytes(7, 600_000);
+    let everywhere = "local=true&replication-min=-1&replication-max=-1&cid-version=1";
+    let answer = cluster.rest(going).add(everywhere, vec![("only.bin", data.clone())]).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let cid = answer.lines::<AddedJson>().pop().unwrap().cid.unwrap();
+    let order = api::RemovePeerRequest { peer_id: cluster.peer(going).peer_id.to_bytes(), force: false, wait_ms: 1000 };
+    let ordered = async || Some(cluster.api(0).remove_peer(order.clone()).await.ok()?.into_inner().departure?);
+    eventually("the removal says what it waits for", || async {
+        let departure = ordered().await?;
+        assert_ne!(departure.phase(), Phase::Removed, "with the only copy");
+        (departure.waits_for.contains(&cid) && departure.waits_for.contains("pinned everywhere")).then_some(())
+    })
+    .await;
+    let at_rest = cluster.rest(1).delete(&format!("/peers/{}", cluster.peer(going).peer_id)).await;
+    assert!(at_rest.status != 204 && at_rest.body.contains("pinned everywhere"), "{}", at_rest.body);
+    cluster.peer(stays[0]).service(Room::Connector).unwrap().resume().await;
+    eventually("it goes", || async { (ordered().await?.phase() == Phase::Removed).then_some(()) }).await;
+    let root = ids::parse_cid(&cid).unwrap();
+    assert!(content::read_file(&mut cluster.blocks(stays[0]), &root).await.unwrap() == data);
 }
 
 /// Goal: with `leave_on_shutdown`, a clean stop of a whole peer takes it out of the peerset; a killed one stays in.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ctl::local::peer::Peer;
+use futures::future::join_all;
 use pinfold_common::config::Overrides;
 use pinfold_common::tls::Room;
 use pinfold_proto::types::repin_change_call::Switch;
@@ -217,6 +219,46 @@ async fn seed_c3_h5_h7_disabled_moves_nothing_by_itself() {
     assert_eq!(answer.status, 200, "{}", answer.body);
     let moved = &pinset(&cluster, leader).await.unwrap()[&on_dead.cid];
     assert!(!moved.allocations.contains(&id(&cluster, dead)), "by hand it moves");
+}
+
+/// Goal: all peers killed at once and started again, but for one. Only that one is ever away, a grace after the start; what it
+/// held gets its copies back, and nothing else is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_h9_10_everything_starts_again_but_one() {
+    const PINS: usize = 100;
+    // Longer than five peers take to start on a machine that has other things to do.
+    let cluster = start(5, settings("20s")).await;
+    pin_many(&cluster, 0, "two", PINS, (2, 2)).await;
+    pin_many(&cluster, 0, "leeway", PINS, (1, 3)).await;
+    let before = pinset(&cluster, 0).await.expect("a list");
+    let missing = cluster.leader(&[0, 1, 2, 3, 4]).await;
+    let there: Vec<usize> = (0..5).filter(|index| *index != missing).collect();
+    join_all(cluster.cluster.peers.iter().map(Peer::kill)).await;
+    join_all(there.iter().map(|index| cluster.peer(*index).resume())).await;
+    for index in &there {
+        cluster.peer(*index).wait_ready(PATIENCE, |_| {}).await.unwrap();
+    }
+    let gone = id(&cluster, missing);
+    let live = |pin: &types::Pin| pin.allocations.iter().filter(|peer| **peer != gone).count();
+    let needs_one = |pin: &types::Pin| live(pin) < factors(pin).0 as usize;
+    assert!(before.values().any(needs_one));
+    let after = eventually("two live copies of everything", || async {
+        let pins = pinset(&cluster, there[0]).await?;
+        (pins.len() == before.len() && pins.values().all(|pin| !needs_one(pin) && pin.leaving.is_empty()))
+            .then_some(pins)
+    })
+    .await;
+    for (cid, pin) in &after {
+        let old = &before[cid];
+        assert_eq!(without_peers(pin), without_peers(old), "all options are kept");
+        if !needs_one(old) {
+            assert_eq!(pin, old, "it had its minimum: nothing was written");
+        }
+    }
+    for row in cluster.consensus_status(there[0]).await.peerset.expect("members").peers {
+        let is_away = row.state() == types::peer::State::Away;
+        assert_eq!((is_away, row.back_index), (row.peer_id == gone, 0), "{row:?}");
+    }
 }
 
 /// Goal: what too few peers can take is listed with the reason, and gets its copies when a peer is there again; pause and

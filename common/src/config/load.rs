@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::keys::{IGNORED_SECTIONS, KEYS, Key, Kind, SECTION_ALIASES, SECTIONS, Use, environment_name};
+use crate::files::check_private;
 use crate::{Error, Result, address, ids, time};
 
 pub const FILE_NAME: &str = "service.json";
@@ -33,6 +34,9 @@ pub fn read(folder: &Path, environment: impl Iterator<Item = (String, String)>) 
     })?;
     let name = path.display().to_string();
     let mut tree = parse(&name, &text)?;
+    if find(&tree, "cluster.secret").and_then(Value::as_str).is_some_and(|secret| !secret.is_empty()) {
+        check_private(&path)?;
+    }
     if let Some(source) = find(&tree, "source").and_then(Value::as_str).filter(|source| !source.is_empty()) {
         let source = source.to_owned();
         tree = parse(&source, &fetch(&source)?)?;
@@ -292,10 +296,11 @@ fn slot<'a>(tree: &'a mut Value, path: &str) -> &'a mut Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::{PRIVATE, write_atomically};
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Result<Value> {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+        write_atomically(&folder.path().join(FILE_NAME), text.as_bytes(), PRIVATE).unwrap();
         read(folder.path(), environment.iter().map(|(name, value)| (name.to_string(), value.to_string())))
     }
 

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteSynchronous;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, Row, Type};
 
 use super::error::{Error, Result};
 
@@ -235,6 +234,14 @@ pub async fn check_structure(connection: &mut SqliteConnection) -> Result<()> {
         return Ok(());
     }
     Err(Error::damaged(format!("the database is damaged: {verdict}")))
+}
+
+/// One field of a row. A row of another type than was ever written there is damage, never a reason to panic.
+pub fn field<'r, T>(row: &'r SqliteRow, at: impl ColumnIndex<SqliteRow>) -> Result<T>
+where
+    T: Decode<'r, Sqlite> + Type<Sqlite>,
+{
+    row.try_get(at).map_err(|error| Error::damaged(format!("a row is not as it was written: {error}")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Files that were changed while the peer was stopped: flipped bytes (fault:D7) and cuts (fault:D8). The next start refuses
-//! with the file's name, or has every acknowledged pin; it never has silently less.
+//! Files that were changed while the peer was stopped: flipped bytes (fault:D7), cuts (fault:D8), pages written by half or
+//! in the wrong place (fault:D11). The next start refuses with the file's name, or has every acknowledged pin; it never
+//! has silently less.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -93,7 +94,7 @@ impl Templates {
         let path = victim.folder.join(file);
         let whole = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let damaged = damage(whole.clone());
-        assert_ne!(damaged, whole, "nothing was damaged");
+        assert!(damaged != whole, "nothing was damaged");
         std::fs::write(&path, damaged).expect("the folder is ours");
         (victim, own)
     }
@@ -125,6 +126,31 @@ async fn outcome(victim: &Solo, what: &str, name: &str, pinned: &Pinned) -> Outc
     );
     running.kill().await;
     outcome
+}
+
+/// The same where the damage may lie beside what a start reads: then it serves all of it, and ends as after any damage when
+/// it comes to that place.
+async fn outcome_in_time(victim: &Solo, what: &str, name: &str, pinned: &Pinned) -> Outcome {
+    let mut running = victim.start(None, None);
+    let serves = tokio::select! {
+        _ = running.ended() => false,
+        () = victim.ready() => match victim.try_list().await {
+            Ok(listed) => {
+                pinned.check(&listed, what);
+                victim.pin(what, 0, &Mutex::new(pinned.clone())).await
+            }
+            Err(_) => false,
+        },
+    };
+    if serves {
+        running.kill().await;
+        return Outcome::Served;
+    }
+    let ended = running.ends().await.unwrap_or_else(|| panic!("{what}: it does not end\n{}", victim.words()));
+    let words = victim.words();
+    assert!(matches!(ended.code(), Some(EXIT_REFUSED | EXIT_DISK)), "{what}: {ended}\n{words}");
+    assert!(words.contains(name), "{what}: it does not name {name}\n{words}");
+    Outcome::Refused
 }
 
 /// The outcomes of one kind of damage.
@@ -241,6 +267,66 @@ async fn seed_i12_fault_d8_cut_files() {
         }
     }
     assert!(tally.of(Outcome::Refused) > 0, "no cut was seen");
+    tally.tell(&mut report);
+    let pinned = &templates.pinned;
+    pinned.count(&mut report);
+    report.finish();
+}
+
+/// What a disk does to one page of a file of pages or frames: writes half of it, or writes it where another one is.
+#[derive(Clone, Copy, Debug)]
+enum Page {
+    /// The second half is still what was there before: nothing, or another page's.
+    Torn,
+    Misdirected,
+}
+
+fn damage_page(random: &mut StdRng, kind: Page, mut bytes: Vec<u8>, is_wal: bool, what: &mut String) -> Vec<u8> {
+    let (first, step) = if is_wal { (WAL_HEADER_BYTES, WAL_FRAME_BYTES) } else { (0, PAGE_BYTES) };
+    let pages: Vec<usize> = (first..bytes.len()).step_by(step).filter(|at| at + step <= bytes.len()).collect();
+    let whole = bytes.clone();
+    // Pages may be alike, and then nothing is damaged.
+    for _ in 0..1000 {
+        let (at, other) = (pages[random.random_range(0..pages.len())], pages[random.random_range(0..pages.len())]);
+        let half = step / 2;
+        match kind {
+            Page::Torn if random.random_bool(0.5) => bytes[at + half..at + step].fill(0),
+            Page::Torn => bytes[at + half..at + step].copy_from_slice(&whole[other + half..other + step]),
+            Page::Misdirected => bytes[at..at + step].copy_from_slice(&whole[other..other + step]),
+        }
+        if bytes != whole {
+            what.push_str(&format!(" {kind:?} {at} from {other}"));
+            break;
+        }
+    }
+    bytes
+}
+
+/// Goal: a page that was written by half, or in the place of another one, is refused by the file's name, at the start or when
+/// something comes to it, or made good from the rest; it never passes for what was there.
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_i12_fault_d11_torn_and_misdirected_pages() {
+    let mut report = Report::new("fault:D11 torn and misdirected pages, one peer");
+    let templates = Templates::new().await;
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut tally = Tally::default();
+    let stores = STORES.into_iter().filter(|(file, _)| file.starts_with("raft/") && !file.ends_with("-shm"));
+    let closed = ["raft/log.db", "raft/state.db"].map(|file| (&templates.closed, file, file));
+    for (from, file, name) in stores.map(|(file, name)| (&templates.killed, file, name)).chain(closed) {
+        // What is one page long has nothing in its second half, and no other page to be mistaken for.
+        let length = std::fs::metadata(from.folder.join(file)).expect("it is there").len() as usize;
+        for round in 0..if length > 2 * WAL_FRAME_BYTES { extent().choose(1, 60) } else { 0 } {
+            for kind in [Page::Torn, Page::Misdirected] {
+                let mut what = format!("{file} {round}");
+                let is_wal = file.ends_with("-wal");
+                let damage = |bytes| damage_page(&mut random, kind, bytes, is_wal, &mut what);
+                let (victim, _folder) = templates.victim(from, Path::new(file), damage);
+                tally.add(outcome_in_time(&victim, &what, name, &templates.pinned).await);
+                report.fault(&format!("{kind:?} page of {file}"));
+            }
+        }
+    }
+    assert!(tally.of(Outcome::Refused) > 0, "no page was missed");
     tally.tell(&mut report);
     let pinned = &templates.pinned;
     pinned.count(&mut report);

@@ -1,6 +1,7 @@
 //! One file for each kind of trouble.
 
 mod cluster;
+mod crash_commands;
 mod crash_points;
 mod damage;
 mod disk_errors;

@@ -5,15 +5,15 @@ use std::sync::Weak;
 use bytes::Bytes;
 use pinfold_proto::storage;
 use prost::Message;
+use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use super::cache::{Cache, Cached};
 use super::{Done, Shared};
 use crate::store::error::{Error, Failure, Result};
 use crate::store::record::{GroupBuilder, LogId, Record, Vote, split_group};
-use crate::store::sqlite::{Checkpoints, Many};
+use crate::store::sqlite::{Checkpoints, Many, field};
 use crate::store::sum;
 
 /// Writes in one transaction.
@@ -55,9 +55,9 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
         .await
         .map_err(Error::sqlite(LOADING))?
     {
-        let value: &[u8] = row.get(1);
-        let name: &str = row.get(0);
-        sum::check(&[name.as_bytes(), value], row.get(2), "a fact of the log")?;
+        let value: &[u8] = field(&row, 1)?;
+        let name: &str = field(&row, 0)?;
+        sum::check(&[name.as_bytes(), value], field(&row, 2)?, "a fact of the log")?;
         match name {
             "purged" => purged = Some(log_id(value)?),
             "committed" => committed = Some(log_id(value)?),
@@ -75,7 +75,7 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
         let row =
             sqlx::query(sql).bind(before).fetch_optional(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
         let Some(row) = row else { break };
-        before = row.get(0);
+        before = field(&row, 0)?;
         for entry in split_group(checked_entries(&row)?)?.into_iter().rev() {
             let record = Record::decode(entry.clone())?;
             if purged.is_none_or(|purged: LogId| record.id.index > purged.index) {
@@ -91,12 +91,12 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
         .await
         .map_err(Error::sqlite(LOADING))?
     {
-        committed = committed.max(Some(log_id(row.get(0))?));
+        committed = committed.max(Some(log_id(field(&row, 0)?)?));
     }
     // What is not in the log can't be applied again, so it is not worth remembering.
     let committed = committed.filter(|committed| last.or(purged).is_some_and(|last| committed.index <= last.index));
     let row = sqlx::query("SELECT coalesce(min(first), 0) FROM groups").fetch_one(connection).await;
-    let begin: i64 = row.map_err(Error::sqlite(LOADING))?.get(0);
+    let begin: i64 = field(&row.map_err(Error::sqlite(LOADING))?, 0)?;
     let mut cache =
         Cache::loaded(newest_first.into_iter().rev(), max_bytes, begin as u64, last, purged, committed, vote);
     cache.starts = starts;
@@ -106,10 +106,11 @@ pub async fn load(connection: &mut SqliteConnection, max_bytes: usize) -> Result
 
 /// The entries of a row of first, last, committed, entries, sum.
 pub fn checked_entries(row: &SqliteRow) -> Result<Bytes> {
-    let entries: &[u8] = row.get(3);
-    let (first, last): (i64, i64) = (row.get(0), row.get(1));
-    let sum: Option<i64> = row.get(4);
-    if sum.is_some_and(|sum| sum != group_sum(first, last, row.get(2), entries)) {
+    let entries: &[u8] = field(row, 3)?;
+    let (first, last): (i64, i64) = (field(row, 0)?, field(row, 1)?);
+    let sum: Option<i64> = field(row, 4)?;
+    let committed = field(row, 2)?;
+    if sum.is_some_and(|sum| sum != group_sum(first, last, committed, entries)) {
         return Err(Error::damaged(format!(
             "log entries {first} to {last} are not what was written: their checksum differs"
         )));
@@ -265,12 +266,12 @@ impl Writer {
             .await
             .map_err(Error::sqlite(WRITING))?;
         let Some(row) = cut else { return Ok(()) };
-        let first: i64 = row.get(0);
+        let first: i64 = field(&row, 0)?;
         let mut group = GroupBuilder::starting_at(first as u64);
         for (index, entry) in (first..=keep).zip(split_group(checked_entries(&row)?)?) {
             group.push(index as u64, &entry);
         }
-        let sum = group_sum(first, keep, row.get(2), &group.bytes);
+        let sum = group_sum(first, keep, field(&row, 2)?, &group.bytes);
         sqlx::query("UPDATE groups SET last = ?, entries = ?, sum = ? WHERE first = ?")
             .bind(keep)
             .bind(group.bytes)

@@ -13,7 +13,7 @@ use super::Meta;
 use crate::pinset::{KeyRange, PeerTable, View};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
-use crate::store::sqlite::{Checkpoints, Many, ROWS};
+use crate::store::sqlite::{Checkpoints, Many, ROWS, field};
 use crate::store::sum;
 
 pub const VERSION: i64 = 2;
@@ -184,7 +184,7 @@ impl Rows {
         let mut slots = HashMap::new();
         let found = sqlx::query("SELECT slot, peer FROM holders").fetch_all(&mut connection).await;
         for row in found.map_err(Error::sqlite(LOADING))? {
-            slots.insert(row.get(1), row.get(0));
+            slots.insert(field(&row, 1)?, field(&row, 0)?);
         }
         let max = sqlx::query("SELECT coalesce(max(id), 0) FROM pins").fetch_one(&mut connection).await;
         let next_pin = max.map_err(Error::sqlite(LOADING))?.get::<i64, _>(0) + 1;
@@ -278,9 +278,9 @@ impl Rows {
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
                 let pin = pin_in(&row)?;
                 let held = self.known_held(&pin)?;
-                let cid: Vec<u8> = row.get(1);
-                let sum = row.get::<Option<i64>, _>(3).unwrap_or(0);
-                loaded.insert(cid.clone(), Loaded { id: row.get(0), held, sum });
+                let cid: Vec<u8> = field(&row, 1)?;
+                let sum = field::<Option<i64>>(&row, 3)?.unwrap_or(0);
+                loaded.insert(cid.clone(), Loaded { id: field(&row, 0)?, held, sum });
                 view.pins.insert(cid, Some(Arc::new(pin)));
             }
         }
@@ -298,7 +298,7 @@ impl Rows {
             }
             for row in query.fetch_all(&mut self.connection).await.map_err(Error::sqlite(LOADING))? {
                 let stored = outcome_in(&row)?;
-                view.keys.insert(row.get(0), Some(stored));
+                view.keys.insert(field(&row, 0)?, Some(stored));
             }
         }
         for key in keys {
@@ -515,22 +515,22 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
     let sql = "SELECT applied, membership, cluster_id, lineage, pin_count, pruned_minute, peers_index, pins_sum, sum \
                FROM status";
     let row = sqlx::query(sql).fetch_one(&mut *connection).await.map_err(Error::sqlite(LOADING))?;
-    let (applied, membership): (Option<&[u8]>, Option<&[u8]>) = (row.get(0), row.get(1));
-    if let Some(sum) = row.get::<Option<i64>, _>(8) {
-        let numbers = [row.get(3), row.get(4), row.get(5), row.get(6), row.get(7)];
+    let (applied, membership): (Option<&[u8]>, Option<&[u8]>) = (field(&row, 0)?, field(&row, 1)?);
+    if let Some(sum) = field::<Option<i64>>(&row, 8)? {
+        let numbers = [field(&row, 3)?, field(&row, 4)?, field(&row, 5)?, field(&row, 6)?, field(&row, 7)?];
         let (applied, membership) = (applied.unwrap_or_default(), membership.unwrap_or_default());
-        if status_sum(applied, membership, row.get(2), &numbers) != sum {
+        if status_sum(applied, membership, field(&row, 2)?, &numbers) != sum {
             return Err(Error::damaged("the state's status is not what was written: its checksum differs"));
         }
     }
     let applied = applied.map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
     let membership = membership.map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership")).transpose()?;
     let mut view = View {
-        cluster_id: row.get(2),
-        lineage: row.get::<i64, _>(3) as u64,
-        pin_count: row.get::<i64, _>(4) as u64,
-        pruned_minute: row.get(5),
-        peers: PeerTable { index: row.get::<i64, _>(6) as u64, ..PeerTable::default() },
+        cluster_id: field(&row, 2)?,
+        lineage: field::<i64>(&row, 3)? as u64,
+        pin_count: field::<i64>(&row, 4)? as u64,
+        pruned_minute: field(&row, 5)?,
+        peers: PeerTable { index: field::<i64>(&row, 6)? as u64, ..PeerTable::default() },
         ..View::default()
     };
     let peers = sqlx::query("SELECT v, sum FROM peers").fetch_all(&mut *connection).await;
@@ -540,8 +540,8 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
     }
     let settings = sqlx::query("SELECT name, value, sum FROM settings").fetch_all(&mut *connection).await;
     for row in settings.map_err(Error::sqlite(LOADING))? {
-        let (name, value): (String, String) = (row.get(0), row.get(1));
-        sum::check(&[name.as_bytes(), value.as_bytes()], row.get(2), "a setting")?;
+        let (name, value): (String, String) = (field(&row, 0)?, field(&row, 1)?);
+        sum::check(&[name.as_bytes(), value.as_bytes()], field(&row, 2)?, "a setting")?;
         view.settings.insert(name, value);
     }
     let membership = membership.map_or_else(Membership::default, |stored| Membership {
@@ -554,8 +554,8 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
 /// The value of a row, once it is known to be what was written. Every query that reads a value reads it as `v` with its
 /// `sum` beside it and comes here, so that damage is told, never taken for data.
 pub fn value<'r>(row: &'r SqliteRow, what: &str) -> Result<&'r [u8]> {
-    let bytes = row.get("v");
-    sum::check(&[bytes], row.get("sum"), what)?;
+    let bytes = field(row, "v")?;
+    sum::check(&[bytes], field(row, "sum")?, what)?;
     Ok(bytes)
 }
 

@@ -9,7 +9,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{expire_at, pin_in};
 use crate::store::error::{Error, Result};
-use crate::store::{sqlite, sum};
+use crate::store::sqlite::{self, field};
+use crate::store::sum;
 
 const VERIFYING: &str = "verify the state";
 /// Rows read at once.
@@ -30,7 +31,7 @@ pub async fn verify_in_transaction(connection: &mut SqliteConnection) -> Result<
     let found = pins(connection, &slots).await?;
     let row = sqlx::query("SELECT pin_count, pins_sum FROM status").fetch_one(&mut *connection).await;
     let row = row.map_err(Error::sqlite(VERIFYING))?;
-    let (count, sum): (i64, i64) = (row.get(0), row.get(1));
+    let (count, sum): (i64, i64) = (field(&row, 0)?, field(&row, 1)?);
     if (found.count, found.sum) != (count, sum) {
         return Err(Error::damaged(format!(
             "{} pins are there and {count} were written, or their checksum differs",
@@ -46,7 +47,7 @@ pub async fn verify_in_transaction(connection: &mut SqliteConnection) -> Result<
 /// The holders' numbers by their peer IDs.
 async fn slots(connection: &mut SqliteConnection) -> Result<HashMap<Vec<u8>, i64>> {
     let rows = sqlx::query("SELECT slot, peer FROM holders").fetch_all(connection).await;
-    Ok(rows.map_err(Error::sqlite(VERIFYING))?.into_iter().map(|row| (row.get(1), row.get(0))).collect())
+    rows.map_err(Error::sqlite(VERIFYING))?.iter().map(|row| Ok((field(row, 1)?, field(row, 0)?))).collect()
 }
 
 #[derive(Default)]
@@ -66,15 +67,15 @@ async fn pins(connection: &mut SqliteConnection, slots: &HashMap<Vec<u8>, i64>) 
         let rows = rows.map_err(Error::sqlite(VERIFYING))?;
         for row in &rows {
             let pin = pin_in(row)?;
-            let is_as_indexed = row.get::<&[u8], _>(1) == pin.cid
-                && row.get::<i32, _>(2) == pin.r#type
-                && row.get::<Option<i64>, _>(3) == expire_at(&pin);
+            let is_as_indexed = field::<&[u8]>(row, 1)? == pin.cid
+                && field::<i32>(row, 2)? == pin.r#type
+                && field::<Option<i64>>(row, 3)? == expire_at(&pin);
             if !is_as_indexed {
                 return Err(Error::damaged("a pin is not the one that its row says"));
             }
             found.count += 1;
-            found.sum = found.sum.wrapping_add(row.get::<Option<i64>, _>(5).unwrap_or(0));
-            found.allocations = found.allocations.wrapping_add(held(&pin, row.get(0), slots)?);
+            found.sum = found.sum.wrapping_add(field::<Option<i64>>(row, 5)?.unwrap_or(0));
+            found.allocations = found.allocations.wrapping_add(held(&pin, field(row, 0)?, slots)?);
         }
         match rows.last() {
             Some(last) => after = last.get(1),
@@ -102,7 +103,7 @@ async fn allocations(connection: &mut SqliteConnection) -> Result<i64> {
         let query = sqlx::query(sql).bind(after.0).bind(after.1).bind(after.2).bind(ROWS);
         let rows = query.fetch_all(&mut *connection).await.map_err(Error::sqlite(VERIFYING))?;
         for row in &rows {
-            after = (row.get(0), row.get(1), row.get(2));
+            after = (field(row, 0)?, field(row, 1)?, field(row, 2)?);
             sum = sum.wrapping_add(mark(after.0, after.1, after.2));
         }
         if rows.is_empty() {
