@@ -12,6 +12,10 @@ pub const MAX_CID_BYTES: usize = 160;
 /// The longest identity digest taken, as in Kubo's verifier.
 pub const MAX_IDENTITY_DIGEST_BYTES: usize = 128;
 
+/// The longest path taken: of something in an IPFS node (`/ipfs/<cid>/a/b`, `/ipns/<name>`), and of an entry in an upload.
+/// Linux takes no longer one either (`PATH_MAX`).
+pub const MAX_PATH_BYTES: usize = 4096;
+
 const IDENTITY: u64 = 0x00;
 
 /// A CID from text, as Go's library takes it: v0 in base58, anything in any multibase, and nothing after its end.

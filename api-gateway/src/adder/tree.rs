@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use pinfold_common::ids::MAX_PATH_BYTES;
 use pinfold_common::{Error, Result};
 
 use super::Attributes;
 use super::dag::Node;
 
-const MAX_PATH_BYTES: usize = 4096;
 const MAX_DEPTH: usize = 1024;
 /// Files, symlinks and directories held at once, each about 200 bytes of memory.
 const MAX_ENTRIES: usize = 1 << 20;

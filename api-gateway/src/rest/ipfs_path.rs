@@ -1,10 +1,8 @@
 //! IPFS paths in pin and unpin requests: `/ipfs/<cid>[/…]`, `/ipns/<name>[/…]`, `/ipld/<cid>[/…]`. PURE.
 
-use pinfold_common::ids::{parse_cid, shorten};
+use pinfold_common::ids::{MAX_PATH_BYTES, parse_cid, shorten};
 use pinfold_common::{Cid, Error, Result};
 
-/// The longest path taken.
-pub const MAX_PATH_BYTES: usize = 8 * 1024;
 /// Deeper ones are refused rather than resolved link by link (`attack:IN3`).
 pub const MAX_SEGMENTS: usize = 256;
 
@@ -19,10 +17,11 @@ pub enum IpfsPath {
 /// A path with its leading slash; a bare CID is taken as `/ipfs/<cid>`.
 pub fn parse(path: &str) -> Result<IpfsPath> {
     let invalid = |why: &str| Error::invalid(format!("error parsing path: invalid path {:?}: {why}", shorten(path)));
-    if path.len() > MAX_PATH_BYTES {
+    let full = if path.starts_with('/') { path.to_owned() } else { format!("/ipfs/{path}") };
+    // What goes to the IPFS node is bounded, not what is left away of it.
+    if full.len() > MAX_PATH_BYTES {
         return Err(invalid("too long"));
     }
-    let full = if path.starts_with('/') { path.to_owned() } else { format!("/ipfs/{path}") };
     let segments: Vec<&str> = full.split('/').filter(|segment| !segment.is_empty()).collect();
     if segments.len() > MAX_SEGMENTS {
         return Err(invalid("too many segments"));
@@ -65,5 +64,12 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
         assert!(parse(&format!("/ipfs/bafkqaaa{}", "/a".repeat(300))).is_err());
+        // As long as the connector takes, with the prefix that is put before a bare CID, and not a byte longer.
+        let name = "n".repeat(MAX_PATH_BYTES - "/ipfs/bafkqaaa/".len());
+        for prefix in ["/ipfs/", ""] {
+            let longest = format!("{prefix}bafkqaaa/{name}");
+            assert!(matches!(parse(&longest), Ok(IpfsPath::Deep(full)) if full.len() == MAX_PATH_BYTES), "{prefix}");
+            assert!(parse(&format!("{longest}n")).is_err(), "{prefix}");
+        }
     }
 }

@@ -134,7 +134,7 @@ pub fn pin(
     source: Option<&types::Pin>,
     around: Surroundings,
 ) -> Result<Draft> {
-    let max_depth = depth(request)?;
+    let max_depth = depth(request.kind, request.max_depth)?;
     if source_of(request).is_some() {
         let source = source.ok_or_else(Error::not_in_pinset)?;
         return update(request, existing, source, around);
@@ -249,10 +249,10 @@ fn update(
 
 /// A plain pin is recursive or direct (beh:B7.4): no IPFS node pins down to a depth (beh:B13.3). Those of the other types
 /// are looked at with the type.
-fn depth(request: &PinRequest) -> Result<i32> {
-    match (request.kind, request.max_depth) {
+pub fn depth(kind: PinType, max_depth: i32) -> Result<i32> {
+    match (kind, max_depth) {
         (PinType::Data, -1 | 0) | (PinType::Bad | PinType::Meta | PinType::ClusterDag | PinType::Shard, _) => {
-            Ok(request.max_depth)
+            Ok(max_depth)
         }
         (PinType::Data, other) => Err(Error::invalid(format!("max_depth: {other} is neither -1 nor 0"))),
     }

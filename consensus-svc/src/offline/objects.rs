@@ -70,6 +70,7 @@ impl<R: Read> Pins<R> {
         let options = &mut pin.options;
         let factors = rules::factors(options.replication_factor_min, options.replication_factor_max, self.defaults)?;
         (options.replication_factor_min, options.replication_factor_max) = (factors.min, factors.max);
+        rules::depth(pin.kind, pin.max_depth)?;
         // The bounds of what the pinset keeps.
         pinfold_common::pin::PinOptions::try_from(pinfold_proto::types::PinOptions::from(pin.options.clone()))?;
         Ok(pin)
@@ -124,6 +125,19 @@ mod tests {
         let mut pins = Pins::new(r#"{"cid":"bafkqaaa","type":"bad-type"}"#.as_bytes(), FACTORS);
         assert!(pins.next().unwrap().is_ok());
         assert_eq!(pins.without_type, 1);
+    }
+
+    /// Goal: issue 6, beh:B7.4. A pin down to a depth, which no IPFS node can do, is refused as everywhere else; the original's
+    /// types with depths of their own are not.
+    #[test]
+    fn depths_that_nobody_can_pin() {
+        for depth in [1, 2, 7, -2] {
+            let text = format!("{}\n{{\"cid\":\"bafkqaaa\",\"type\":\"pin\",\"max_depth\":{depth}}}", object(""));
+            let error = read(&text).unwrap_err();
+            assert_eq!(error.message, format!("line 2: max_depth: {depth} is neither -1 nor 0"));
+        }
+        let shard = r#"{"cid":"bafkqaaa","type":"shard-pin","max_depth":1}"#;
+        assert_eq!(read(shard).unwrap()[0].max_depth, 1);
     }
 
     /// Goal: a mistake is told by its line, whatever kind it is (seed:I6, fault:U5).

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pinfold_common::ids::shorten;
+use pinfold_common::ids::{MAX_PATH_BYTES, shorten};
 use pinfold_proto::connector::node_server::Node;
 use pinfold_proto::connector::{
     NodeStatusCall, NodeStatusReply, RepoStatCall, RepoStatReply, ResolveCall, ResolveReply,
@@ -11,9 +11,6 @@ use tonic::{Request, Response, Status};
 
 use super::Rooms;
 use crate::error::ConnectorError;
-
-/// The longest path that is resolved.
-const MAX_PATH_BYTES: usize = 4096;
 
 pub(super) struct NodeService(pub Arc<Rooms>);
 
