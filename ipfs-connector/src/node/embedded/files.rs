@@ -29,7 +29,7 @@ pub struct Files {
     next: AtomicU64,
 }
 
-/// A file written and flushed, not under its name yet. Dropped without being published, it is removed.
+/// A file written, not under its name yet. Dropped without being published, it is removed.
 #[derive(Debug)]
 pub struct Written {
     from: PathBuf,
@@ -91,19 +91,22 @@ impl Files {
         present(fs::metadata(self.path(key)).map(|metadata| metadata.len()))
     }
 
-    /// Writes and flushes beside; `publish` gives it its name.
-    fn write(&self, key: &Key, data: &[u8]) -> io::Result<Written> {
+    /// Writes beside; `publish` gives it its name.
+    fn write(&self, key: &Key, data: &[u8]) -> io::Result<(File, Written)> {
         let from = self.incoming.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let mut file = File::create_new(&from)?;
         let written = Written { from, to: self.path(key), is_published: false };
         file.write_all(data)?;
-        file.sync_all()?;
-        Ok(written)
+        Ok((file, written))
     }
 
-    /// Stores blocks that are not here; when this returns all are on disk, or, with an error, perhaps some.
+    /// Stores blocks that are not here; when this returns all are on disk, or, with an error, perhaps some. All are written
+    /// before the first is flushed: one commit of the file system's journal is then for most of them.
     pub fn store(&self, blocks: &[(Key, Bytes)]) -> io::Result<()> {
-        self.publish(in_parallel(blocks, |(key, data)| self.write(key, data))?)
+        let (files, written): (Vec<File>, Vec<Written>) =
+            in_parallel(blocks, |(key, data)| self.write(key, data))?.into_iter().unzip();
+        in_parallel(&files, File::sync_data)?;
+        self.publish(written)
     }
 
     /// Gives files their names; when this returns they have them for good.
@@ -210,7 +213,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(folder.path()).unwrap();
         let keys: Vec<Key> = (0..50u8).map(|n| key(&[n])).collect();
-        let written = files.write(&keys[0], b"data").unwrap();
+        let (file, written) = files.write(&keys[0], b"data").unwrap();
+        file.sync_data().unwrap();
         assert_eq!(files.read(&keys[0]).unwrap(), None);
         files.publish(vec![written]).unwrap();
         let rest: Vec<_> = keys[1..].iter().map(|key| (key.clone(), Bytes::from_static(b"data"))).collect();

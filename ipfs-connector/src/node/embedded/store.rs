@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 use super::files::Files;
@@ -28,6 +28,8 @@ use crate::node::{NodeError, Result};
 /// Blocks written with one flush of the folders and one transaction.
 const BATCH_BLOCKS: usize = 256;
 const QUEUED_BLOCKS: usize = 256;
+/// Batches at a time: one is flushed while the next is filled.
+const WRITERS: usize = 2;
 /// Bytes of all blocks that are queued or being written; then their callers wait.
 const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// Most blocks that a GC remembers as touched while it runs (64 MB); beyond it the GC gives up, nothing else does.
@@ -43,6 +45,10 @@ struct Shared {
     files: Files,
     index: Index,
     storage_max_bytes: u64,
+    /// Held by the writer that decides what there is room for.
+    planning: tokio::sync::Mutex<()>,
+    /// Of blocks that are being written and not in the index yet.
+    on_the_way_bytes: watch::Sender<u64>,
     guard: RwLock<()>,
     touched: Mutex<Option<Touched>>,
     shorten: ShortKeys,
@@ -82,12 +88,17 @@ impl Store {
             files,
             index,
             storage_max_bytes,
+            planning: tokio::sync::Mutex::new(()),
+            on_the_way_bytes: watch::Sender::new(0),
             guard: RwLock::new(()),
             touched: Mutex::new(None),
             shorten: ShortKeys::default(),
         });
         let (incoming, queue) = mpsc::channel(QUEUED_BLOCKS);
-        tokio::spawn(write_batches(shared.clone(), queue));
+        let queue = Arc::new(tokio::sync::Mutex::new(queue));
+        for _ in 0..WRITERS {
+            tokio::spawn(write_batches(shared.clone(), queue.clone()));
+        }
         Ok(Store { shared, incoming, room: Arc::new(Semaphore::new(QUEUED_BYTES)) })
     }
 
@@ -243,6 +254,22 @@ impl Store {
 }
 
 impl Shared {
+    /// What is used, with what other writers are writing. Near the limit it waits for those, so that nothing counts twice:
+    /// nobody is refused who has room. Called by the writer that plans.
+    async fn used_bytes(&self, wanted_bytes: u64) -> u64 {
+        let mut on_the_way = self.on_the_way_bytes.subscribe();
+        loop {
+            let others = *on_the_way.borrow_and_update();
+            // Read after it: a batch is taken off there when it is counted here.
+            let used = self.index.size_bytes().saturating_add(others);
+            if others == 0 || used.saturating_add(wanted_bytes) <= self.storage_max_bytes {
+                return used;
+            }
+            // The sender lives in self.
+            let _ = on_the_way.changed().await;
+        }
+    }
+
     fn touch(&self, keys: &[Key]) {
         let mut touched = self.touched.lock();
         let Some(touched) = touched.as_mut() else { return };
@@ -288,10 +315,10 @@ fn on_disk(doing: &str, error: &std::io::Error) -> NodeError {
     }
 }
 
-/// The only writer of block files.
-async fn write_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<Incoming>) {
+/// One of the writers of block files, which take what is queued in turn.
+async fn write_batches(shared: Arc<Shared>, queue: Arc<tokio::sync::Mutex<mpsc::Receiver<Incoming>>>) {
     let mut batch = Vec::with_capacity(BATCH_BLOCKS);
-    while queue.recv_many(&mut batch, BATCH_BLOCKS).await > 0 {
+    while queue.lock().await.recv_many(&mut batch, BATCH_BLOCKS).await > 0 {
         write_batch(&shared, std::mem::take(&mut batch)).await;
     }
 }
@@ -300,6 +327,7 @@ async fn write_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<Incoming>)
 async fn write_batch(shared: &Arc<Shared>, batch: Vec<Incoming>) {
     let _storing = shared.guard.read().await;
     let keys: Vec<Key> = batch.iter().map(|incoming| Key::of(incoming.block.cid())).collect();
+    let planning = shared.planning.lock().await;
     let asked = keys.clone();
     let sizes = blocking(shared, "look for blocks", move |files| {
         asked.iter().map(|key| files.size(key)).collect::<std::io::Result<Vec<_>>>()
@@ -308,11 +336,16 @@ async fn write_batch(shared: &Arc<Shared>, batch: Vec<Incoming>) {
         Ok(sizes) => sizes,
         Err(error) => return answer_all(batch.into_iter().map(|incoming| incoming.answer), &Err(error)),
     };
-    let mut plan = Plan { size_bytes: shared.index.size_bytes(), ..Plan::default() };
+    let batch_bytes = batch.iter().map(|incoming| incoming.block.data().len() as u64).sum();
+    let used_bytes = shared.used_bytes(batch_bytes).await;
+    let mut plan = Plan { size_bytes: used_bytes, ..Plan::default() };
     for ((incoming, key), size) in batch.into_iter().zip(keys).zip(sizes) {
         plan.add(shared, incoming, key, size.is_some());
     }
+    let on_the_way = OnTheWay::begin(shared, plan.size_bytes - used_bytes);
+    drop(planning);
     let outcome = store(shared, plan.new, plan.rows).await;
+    drop(on_the_way);
     answer_all(plan.answers.into_iter(), &outcome);
 }
 
@@ -320,6 +353,25 @@ async fn write_batch(shared: &Arc<Shared>, batch: Vec<Incoming>) {
 fn answer_all(answers: impl Iterator<Item = oneshot::Sender<Result<()>>>, outcome: &Result<()>) {
     for answer in answers {
         let _ = answer.send(outcome.clone());
+    }
+}
+
+/// Bytes of a batch's new blocks, from the decision that there is room for them until the index counts them.
+struct OnTheWay {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl OnTheWay {
+    fn begin(shared: &Arc<Shared>, bytes: u64) -> OnTheWay {
+        shared.on_the_way_bytes.send_modify(|all| *all += bytes);
+        OnTheWay { shared: shared.clone(), bytes }
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.shared.on_the_way_bytes.send_modify(|all| *all -= self.bytes);
     }
 }
 
