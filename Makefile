@@ -1,6 +1,6 @@
-# make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-large, make bench-failover, make chaos.
+# make up, make check, make test, make bench, make bench-peers, make bench-state, make bench-status, make bench-large, make bench-failover, make chaos.
 
-.PHONY: up check test bench bench-peers bench-state bench-large bench-failover chaos
+.PHONY: up check test bench bench-peers bench-state bench-status bench-large bench-failover chaos
 CARGO ?= cargo
 
 # A running local cluster of three peers: builds, then says where everything is. Ctrl-C stops it.
@@ -34,8 +34,14 @@ bench-state:
 	$(CARGO) build --release --workspace --bins
 	target/release/bench --state $(STATE) $(BENCH)
 
-# Both of what is large: many peers, and many pins.
-bench-large: bench-peers bench-state
+# A million pins on each of three peers, and every question about their status; STATUS="100000" for another size.
+STATUS ?= 1000000
+bench-status:
+	$(CARGO) build --release --workspace --bins
+	target/release/bench --status $(STATUS) $(BENCH)
+
+# All that is large: many peers, many pins, and their status.
+bench-large: bench-peers bench-state bench-status
 
 # Peers killed under a full pinset, and what became of every item; FAILOVER="seven" runs one part (`bench --help` names them). Then
 # what verdicts and allocation cost among a thousand peers.

@@ -13,6 +13,7 @@ mod ours;
 mod report;
 mod rest;
 mod state;
+mod status;
 mod targets;
 
 use clap::Parser;
@@ -51,6 +52,9 @@ struct Arguments {
     /// Import pinsets of so many pins instead, and let a peer join each
     #[arg(long, num_args = 1.., value_name = "PINS")]
     state: Vec<u64>,
+    /// Pin so many pins on each of three peers instead, and ask for their status
+    #[arg(long, value_name = "PINS", value_parser = clap::value_parser!(u64).range(10_000..))]
+    status: Option<u64>,
     /// Write the figures here, as JSON
     #[arg(long)]
     save: Option<std::path::PathBuf>,
@@ -97,6 +101,9 @@ async fn main() -> std::process::ExitCode {
     let run = async {
         if !arguments.state.is_empty() {
             return state::run(&mut report, &arguments.state).await;
+        }
+        if let Some(items) = arguments.status {
+            return status::run(&mut report, items).await;
         }
         match (&arguments.failover, &arguments.api, arguments.large) {
             (Some(which), _, _) => failover::run(&mut report, which, arguments.items).await,

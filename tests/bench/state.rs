@@ -89,7 +89,7 @@ fn write_export(path: &Path, items: u64) -> std::io::Result<()> {
 }
 
 /// How long it took, and the most memory that it had.
-async fn import(folder: &Path, file: &Path) -> Result<(Duration, u64), Failed> {
+pub async fn import(folder: &Path, file: &Path) -> Result<(Duration, u64), Failed> {
     let mut command = tokio::process::Command::new(pinfold_tests::cluster::programs().path("consensus-svc")?);
     command.arg("--config").arg(folder).args(["state", "import", "--force"]).arg(file);
     let started = Instant::now();
