@@ -12,8 +12,9 @@ use bytes::Bytes;
 use content::Content;
 use futures::stream;
 use pinfold_common::pin::{Pin, PinOptions, PinRequest};
-use pinfold_common::{Error, PeerId, Result};
+use pinfold_common::{Cid, Error, PeerId, Result};
 use pinfold_proto::connector::{PutBlocks, PutBlocksReply};
+use pinfold_proto::types::PinInfo;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
@@ -46,6 +47,10 @@ impl Cluster for Drain {
             reply.blocks += batch.blocks.len() as u64;
         }
         Ok(reply)
+    }
+
+    async fn status(&self, _: PeerId, _: &Cid, _: u64) -> Result<PinInfo> {
+        Err(Error::internal("nothing is pinned here"))
     }
 
     async fn pin(&self, _: PinRequest, _: Vec<u8>) -> Result<(Pin, u64)> {

@@ -149,6 +149,8 @@ pub async fn run_with(
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let stop = || shutdown.clone();
     let identity = tracker::identity::Identity { store: store.clone(), queue: queue.clone() };
+    let collection = tracker::collection::watch(node.clone(), health.clone(), stop());
+    tasks.spawn(essential("GC watch", collection, stop()));
     tasks.spawn(essential("health probe", health.run(node, identity, stop()), stop()));
     tasks.spawn(essential("follower", follower.run(stop()), stop()));
     tasks.spawn(essential("queue", queue.run(), stop()));

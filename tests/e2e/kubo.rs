@@ -2,8 +2,13 @@
 
 use ctl::local::cluster::Ipfs;
 use pinfold_common::json::AddedJson;
+use pinfold_proto::api::HealthRequest;
 use pinfold_tests::cluster::{TestCluster, eventually};
 use pinfold_tests::{content, kubo};
+use serde_json::json;
+
+#[path = "../../ipfs-connector/tests/daemon/mod.rs"]
+mod daemon;
 
 use crate::pinning::{holders, settled};
 
@@ -35,6 +40,35 @@ async fn kubo_add_and_read_back_from_each_holder() {
     for index in holders(&cluster, &pin.allocations.unwrap()) {
         assert!(cat(&cluster, index, &cid).await.unwrap() == data);
     }
+}
+
+/// Goal: issue 6, seed:D3. A Kubo that collects garbage every second, whatever it has: the operator is told, and what an add
+/// told the CID of is there, byte for byte, however often the GC came between its blocks and its pin.
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_seed_d3_adds_are_verified_beside_an_automatic_gc() {
+    if !kubo::is_here("kubo_seed_d3_adds_are_verified_beside_an_automatic_gc") {
+        return;
+    }
+    let configuration = [("Datastore.GCPeriod", "\"1s\""), ("Datastore.StorageGCWatermark", "0")];
+    let daemon = daemon::start_with(&configuration, &["--enable-gc"]);
+    // A pin without blocks is given up soon, and tried again.
+    let settings = vec![("ipfs_connector.ipfshttp.pin_timeout", json!("5s"))];
+    let cluster = TestCluster::with(1, Ipfs::RunningKubo(vec![daemon.api.clone()]), settings).await;
+    eventually("the operator is told", || async {
+        let health = cluster.api(0).health(HealthRequest {}).await.ok()?.into_inner();
+        let connector = health.rooms.into_iter().find(|room| room.name == "ipfs-connector")?;
+        (connector.ready && connector.reason.contains("automatic GC is on")).then_some(())
+    })
+    .await;
+    let mut told = 0;
+    for n in 0..12 {
+        let data = content::bytes(100 + n, 3_000_001);
+        let answer = cluster.rest(0).add("stream-channels=true&cid-version=1", vec![("x", data.clone())]).await;
+        let Some(cid) = answer.lines::<AddedJson>().pop().and_then(|line| line.cid) else { continue };
+        told += 1;
+        assert!(cat(&cluster, 0, &cid).await.unwrap() == data, "{cid} was told and is not there");
+    }
+    assert!(told > 0, "no add succeeded");
 }
 
 /// Goal: content that one daemon has is pinned by the others over bitswap: the cluster connected their swarms.

@@ -2,8 +2,9 @@
 //! real implementation is in `services`.
 
 use pinfold_common::pin::{Pin, PinOptions, PinRequest};
-use pinfold_common::{PeerId, Result};
+use pinfold_common::{Cid, PeerId, Result};
 use pinfold_proto::connector::{PutBlocks, PutBlocksReply};
+use pinfold_proto::types::PinInfo;
 use tokio::sync::mpsc;
 
 /// Where the blocks of an upload should go.
@@ -22,6 +23,8 @@ pub trait Cluster: Send + Sync + 'static {
     async fn allocate(&self, options: &PinOptions, user_allocations: &[PeerId]) -> Result<Allocation>;
     /// Sends batches to one peer's connector until the channel ends; the answer means that all are on its disk.
     async fn put(&self, peer: PeerId, batches: mpsc::Receiver<PutBlocks>) -> Result<PutBlocksReply>;
+    /// What the tracker of that peer says of a CID, once it has followed the log to `min_index`.
+    async fn status(&self, peer: PeerId, cid: &Cid, min_index: u64) -> Result<PinInfo>;
     /// The committed pin and its log index.
     async fn pin(&self, request: PinRequest, request_key: Vec<u8>) -> Result<(Pin, u64)>;
 }

@@ -6,6 +6,7 @@
 mod car;
 mod chunker;
 mod cluster;
+mod confirm;
 mod dag;
 mod directory;
 mod file;
@@ -94,7 +95,7 @@ pub struct Done {
     pub pin: Option<Pin>,
     /// Log index of the pin, for reading it back; 0 with `no_pin`.
     pub index: u64,
-    /// Peers that did not take all blocks, and why (beh:B19.9).
+    /// Peers that did not take all blocks, or do not keep them, and why (beh:B19.9).
     pub failed: Vec<(PeerId, String)>,
 }
 

@@ -8,18 +8,20 @@ use pinfold_common::ids::{peers_from_bytes, peers_to_bytes};
 use pinfold_common::peerset::PeersHandle;
 use pinfold_common::pin::{Pin, PinOptions, PinRequest};
 use pinfold_common::tls::Room;
-use pinfold_common::{Error, PeerId, Result};
+use pinfold_common::{Cid, Error, PeerId, Result};
 use pinfold_proto::connector::blocks_client::BlocksClient;
-use pinfold_proto::connector::{PutBlocks, PutBlocksReply};
+use pinfold_proto::connector::tracker_client::TrackerClient;
+use pinfold_proto::connector::{PutBlocks, PutBlocksReply, TrackerStatusCall};
 use pinfold_proto::consensus::pins_client::PinsClient;
 use pinfold_proto::consensus::{AllocateCall, PinCall};
+use pinfold_proto::types::PinInfo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::AddContext;
 use super::cluster::{Allocation, Cluster};
-use crate::cluster::ask;
+use crate::cluster::{PEER_DEADLINE, ask};
 
 /// For the allocation before the first block.
 const ALLOCATE_DEADLINE: Duration = Duration::from_secs(10);
@@ -50,17 +52,15 @@ impl Services {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn blocks(&self, peer: &PeerId) -> Result<BlocksClient<Channel>> {
+    fn connector(&self, peer: &PeerId) -> Result<Channel> {
         let view = self.peers.current();
         let Some(info) = view.peerset.get(peer) else {
-            return Err(Error::unavailable(format!("put blocks: {peer} is not in the peerset")));
+            return Err(Error::unavailable(format!("{peer} is not in the peerset")));
         };
         let Some(address) = info.address(Room::Connector) else {
-            return Err(Error::unavailable(format!("put blocks: {peer} announced no connector")));
+            return Err(Error::unavailable(format!("{peer} announced no connector")));
         };
-        Ok(BlocksClient::new(self.channels.to(Room::Connector, peer, address))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(self.channels.to(Room::Connector, peer, address))
     }
 }
 
@@ -80,11 +80,23 @@ impl Cluster for Services {
 
     /// As long as the upload: the sink has the deadlines.
     async fn put(&self, peer: PeerId, batches: mpsc::Receiver<PutBlocks>) -> Result<PutBlocksReply> {
-        let mut blocks = self.blocks(&peer)?;
+        let channel = self.connector(&peer).map_err(|error| error.context("put blocks"))?;
+        let mut blocks = BlocksClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         match blocks.put(traced(ReceiverStream::new(batches))).await {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => Err(explain(status).context("put blocks")),
         }
+    }
+
+    async fn status(&self, peer: PeerId, cid: &Cid, min_index: u64) -> Result<PinInfo> {
+        const WHAT: &str = "ask for the status of an add";
+        let channel = self.connector(&peer).map_err(|error| error.context(WHAT))?;
+        let mut tracker = TrackerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let call = TrackerStatusCall { cids: vec![cid.to_bytes()], min_index };
+        let infos = ask(WHAT, PEER_DEADLINE, tracker.status(traced(call))).await?.infos;
+        infos.into_iter().next().ok_or_else(|| Error::internal(format!("{WHAT}: the answer is empty")))
     }
 
     async fn pin(&self, request: PinRequest, request_key: Vec<u8>) -> Result<(Pin, u64)> {

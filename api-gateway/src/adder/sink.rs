@@ -36,6 +36,14 @@ pub(super) struct Sink {
     stall_deadline: Duration,
 }
 
+/// What became of an upload's blocks.
+pub(super) struct Stored {
+    /// Who does not have them all, and why.
+    pub failed: Vec<(PeerId, Error)>,
+    /// Who has them on a node that removes blocks by itself.
+    pub unheld: Vec<PeerId>,
+}
+
 struct Destination {
     peer: PeerId,
     queue: mpsc::Sender<connector::PutBlocks>,
@@ -88,20 +96,23 @@ impl Sink {
         self.check_one_left()
     }
 
-    /// Sends what is left and waits for all answers: who failed, and why. At least one peer has everything then.
-    pub async fn finish(mut self) -> Result<Vec<(PeerId, Error)>> {
+    /// Sends what is left and waits for all answers. At least one peer has everything then.
+    pub async fn finish(mut self) -> Result<Stored> {
         self.flush().await?;
         let sent_blocks = self.sent_blocks;
         let finishing =
             std::mem::take(&mut self.destinations).into_iter().map(|destination| destination.finish(sent_blocks));
-        let mut succeeded = 0_usize;
+        let (mut succeeded, mut unheld) = (0_usize, Vec::new());
         for outcome in join_all(finishing).await {
             match outcome {
-                Ok(()) => succeeded += 1,
+                Ok((peer, reply)) => {
+                    succeeded += 1;
+                    unheld.extend(reply.unheld.then_some(peer));
+                }
                 Err((peer, error)) => self.give_up(peer, error),
             }
         }
-        if succeeded == 0 { Err(self.all_failed()) } else { Ok(self.failed) }
+        if succeeded == 0 { Err(self.all_failed()) } else { Ok(Stored { failed: self.failed, unheld }) }
     }
 
     fn give_up(&mut self, peer: PeerId, error: Error) {
@@ -147,10 +158,10 @@ impl Destination {
         }
     }
 
-    async fn finish(self, sent_blocks: u64) -> Result<(), (PeerId, Error)> {
+    async fn finish(self, sent_blocks: u64) -> Result<(PeerId, connector::PutBlocksReply), (PeerId, Error)> {
         drop(self.queue);
         match answer(self.stream).await {
-            Ok(reply) if reply.blocks == sent_blocks => Ok(()),
+            Ok(reply) if reply.blocks == sent_blocks => Ok((self.peer, reply)),
             Ok(reply) => {
                 let taken = reply.blocks;
                 Err((self.peer, Error::internal(format!("put blocks: {taken} of {sent_blocks} blocks were taken"))))

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use pinfold_common::pin::{PinOptions, PinRequest};
 use pinfold_common::{Cid, Code, Error, PeerId, Result};
 use tokio::sync::mpsc;
 
 use super::cluster::Allocation;
 use super::dag::{Block, Node, is_identity};
-use super::sink::{self, Sink};
-use super::{AddContext, AddParams, Done, Event};
+use super::sink::{self, Sink, Stored};
+use super::{AddContext, AddParams, Done, Event, confirm};
 
 /// A client that takes no event for this long has left.
 const OUTPUT_DEADLINE: Duration = Duration::from_secs(300);
@@ -102,24 +103,34 @@ impl<'a> Upload<'a> {
         Ok(done)
     }
 
-    /// Waits until the blocks are on the destinations' disks, then pins.
+    /// Waits until the blocks are on the destinations' disks, then pins; and where a node might remove them before that, until
+    /// it has pinned them.
     async fn store_and_pin(self, root: Cid) -> Result<Done> {
         let Some((plan, sink)) = self.open else {
             return Err(Error::invalid("add: nothing to store"));
         };
         let options = PinOptions { pin_update: None, ..self.params.pin.clone() };
-        let failed = sink.finish().await?;
-        plan.check_copies(&failed)?;
+        let Stored { mut failed, unheld } = sink.finish().await?;
+        plan.check_copies(&failed, "failed to put blocks on enough destinations")?;
         let allocations = plan.allocations(&failed.iter().map(|(peer, _)| *peer).collect::<Vec<_>>());
-        let failed = failed.into_iter().map(|(peer, error)| (peer, error.message)).collect();
         if self.params.no_pin {
-            return Ok(Done { root, pin: None, index: 0, failed });
+            return Ok(Done { root, pin: None, index: 0, failed: told(failed) });
         }
         let user_allocations = self.params.user_allocations.clone();
         let request = PinRequest { options, user_allocations, allocations, ..PinRequest::new(root) };
         let (pin, index) = self.context.cluster.pin(request, self.params.request_key.clone()).await?;
-        Ok(Done { root, pin: Some(pin), index, failed })
+        let cluster = self.context.cluster.as_ref();
+        let confirming = unheld.into_iter().map(|peer| async move {
+            confirm::pinned(cluster, peer, &root, index).await.map_err(|error| (peer, error))
+        });
+        failed.extend(join_all(confirming).await.into_iter().filter_map(Result::err));
+        plan.check_copies(&failed, "stored and in the pinset, but perhaps lost again on too many destinations")?;
+        Ok(Done { root, pin: Some(pin), index, failed: told(failed) })
     }
+}
+
+fn told(failed: Vec<(PeerId, Error)>) -> Vec<(PeerId, String)> {
+    failed.into_iter().map(|(peer, error)| (peer, error.message)).collect()
 }
 
 /// Who gets the blocks and who is to hold the pin.
@@ -153,14 +164,13 @@ impl Plan {
 
     /// An upload succeeds with the minimum of copies or not at all. Where only this peer is sent the blocks, and where
     /// everybody is to hold them, one copy is enough: the others fetch.
-    fn check_copies(&self, failed: &[(PeerId, Error)]) -> Result<()> {
+    fn check_copies(&self, failed: &[(PeerId, Error)], what: &str) -> Result<()> {
         let needed = if self.everywhere { 1 } else { self.min.min(self.destinations.len()) };
         let stored = self.destinations.len() - failed.len();
         if stored >= needed {
             return Ok(());
         }
-        let what = format!("failed to put blocks on enough destinations: {stored} have them, {needed} are needed");
-        Err(sink::reasons(failed).context(what))
+        Err(sink::reasons(failed).context(format!("{what}: {stored} have them, {needed} are needed")))
     }
 
     /// What the pin is preset with: the holders that did not fail (beh:B19.9).
@@ -198,17 +208,17 @@ mod tests {
         let two = Plan::everyone(allocation(&peers, 2));
         assert_eq!(two.allocations(&[]), peers);
         assert_eq!(two.allocations(&[peers[0]]), [peers[1], peers[2]]);
-        assert!(two.check_copies(&[full(&peers[0])]).is_ok());
-        let error = two.check_copies(&[full(&peers[0]), full(&peers[2])]).unwrap_err();
+        assert!(two.check_copies(&[full(&peers[0])], "put").is_ok());
+        let error = two.check_copies(&[full(&peers[0]), full(&peers[2])], "put").unwrap_err();
         assert_eq!(error.code, Code::StorageFull);
         assert!(error.message.contains("1 have them, 2 are needed"), "{error}");
         let mixed = [full(&peers[0]), (peers[1], Error::unavailable("away"))];
-        assert_eq!(two.check_copies(&mixed).unwrap_err().code, Code::Unavailable);
+        assert_eq!(two.check_copies(&mixed, "put").unwrap_err().code, Code::Unavailable);
         let everywhere = Plan::everyone(allocation(&peers, -1));
         assert_eq!(everywhere.destinations, peers);
         assert!(everywhere.allocations(&[peers[0]]).is_empty());
-        assert!(everywhere.check_copies(&[full(&peers[0]), full(&peers[1])]).is_ok());
-        assert!(Plan::local(allocation(&peers, 2), peers[0]).check_copies(&[]).is_ok());
+        assert!(everywhere.check_copies(&[full(&peers[0]), full(&peers[1])], "put").is_ok());
+        assert!(Plan::local(allocation(&peers, 2), peers[0]).check_copies(&[], "put").is_ok());
     }
 
     /// Goal: a local add forces this peer into the allocations in place of the last, once (beh:B19.4).

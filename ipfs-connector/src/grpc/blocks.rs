@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Rooms;
 use crate::error::ConnectorError;
-use crate::node::{Block, NodeError};
+use crate::node::{Block, Collection, NodeError};
 
 /// CIDs of one message.
 const MAX_CIDS: usize = 256;
@@ -41,7 +41,8 @@ impl Blocks for BlocksService {
                 metrics::counter!("cluster_blocks_put").increment(1);
                 metrics::counter!("cluster_blocks_added").increment(report.blocks);
                 metrics::counter!("cluster_blocks_added_size").increment(report.bytes);
-                Ok(Response::new(PutBlocksReply { blocks: report.blocks, bytes: report.bytes }))
+                let unheld = self.0.health.current().collection == Collection::ByItself;
+                Ok(Response::new(PutBlocksReply { blocks: report.blocks, bytes: report.bytes, unheld }))
             }
             Err(error) => {
                 metrics::counter!("cluster_blocks_put_errors").increment(1);

@@ -174,6 +174,18 @@ pub struct Capabilities {
     pub holds_puts: bool,
 }
 
+/// When the node removes blocks that no pin needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Collection {
+    /// It does not say.
+    #[default]
+    Unknown,
+    /// When it is asked to, and not between a put and its pin.
+    OnRequest,
+    /// Whenever it likes, also between a put and its pin.
+    ByItself,
+}
+
 /// One IPFS node. All methods may be called at any time, also while the node is down.
 #[async_trait]
 pub trait IpfsNode: Send + Sync + 'static {
@@ -212,6 +224,9 @@ pub trait IpfsNode: Send + Sync + 'static {
 
     /// Removes blocks that no pin needs. One GC runs at a time; a second call is `Refused`.
     fn gc(&self) -> GcEvents;
+
+    /// When it removes blocks. Cheap; no answer is `Unknown` and nothing else.
+    async fn collection(&self) -> Collection;
 
     /// Size and limit; cheap, called for every metric.
     async fn repo_stat(&self) -> Result<RepoStat>;

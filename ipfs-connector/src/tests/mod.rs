@@ -2,6 +2,7 @@
 //! steers or the embedded one.
 
 mod attempts;
+mod collection;
 mod consensus;
 #[path = "../../tests/daemon/mod.rs"]
 mod daemon;

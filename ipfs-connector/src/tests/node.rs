@@ -162,6 +162,10 @@ impl IpfsNode for TestNode {
         stream::empty().boxed()
     }
 
+    async fn collection(&self) -> Collection {
+        Collection::OnRequest
+    }
+
     async fn repo_stat(&self) -> Result<RepoStat> {
         self.check()?;
         Ok(RepoStat { size_bytes: 0, storage_max_bytes: 100, blocks: Some(0), disk: None })

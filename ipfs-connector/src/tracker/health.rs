@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::identity::Identity;
-use crate::node::{IpfsNode, NodeError, NodeId};
+use crate::node::{Collection, IpfsNode, NodeError, NodeId};
 
 /// Between probes while the node answers, and while it does not.
 const INTERVAL_UP: Duration = Duration::from_secs(5);
@@ -34,7 +34,12 @@ pub struct State {
     pub error: String,
     /// What people should know although the node is up: it is another one, it lost pins. Empty when there is nothing.
     pub notice: String,
+    pub collection: Collection,
 }
+
+/// What people should know of a node that removes blocks by itself.
+const COLLECTS: &str = "the IPFS node's automatic GC is on: what is added may be removed before it is pinned, so adds \
+                        wait for their pin here; start it without --enable-gc";
 
 impl State {
     pub fn is_up(&self) -> bool {
@@ -52,8 +57,16 @@ impl State {
                 Some(_) => self.error.clone(),
                 None => "the IPFS node was not asked yet".to_owned(),
             },
-            notice: self.notice.clone(),
+            notice: self.notices().join("; "),
         }
+    }
+
+    fn notices(&self) -> Vec<&str> {
+        let collects = match self.collection {
+            Collection::ByItself => COLLECTS,
+            Collection::Unknown | Collection::OnRequest => "",
+        };
+        [self.notice.as_str(), collects].into_iter().filter(|notice| !notice.is_empty()).collect()
     }
 }
 
@@ -101,6 +114,25 @@ impl Health {
             let changed = state.notice != text;
             state.notice = text;
             changed
+        });
+    }
+
+    /// What is known of the node's GC now. Told once for each change.
+    pub fn collects(&self, now: Collection) {
+        self.state.send_if_modified(|state| {
+            let before = state.collection;
+            if now == before {
+                return false;
+            }
+            match now {
+                Collection::ByItself => tracing::warn!("{COLLECTS}"),
+                Collection::OnRequest if before == Collection::ByItself => {
+                    tracing::info!("the IPFS node's automatic GC is off again");
+                }
+                Collection::OnRequest | Collection::Unknown => {}
+            }
+            state.collection = now;
+            true
         });
     }
 
@@ -197,7 +229,8 @@ impl Health {
                         tracing::info!(node = %id.peer_id, agent = id.agent, "the IPFS node answers");
                     }
                     let notice = std::mem::take(&mut state.notice);
-                    *state = State { up: Some(true), id: Some(id), error: String::new(), notice };
+                    let collection = state.collection;
+                    *state = State { up: Some(true), id: Some(id), error: String::new(), notice, collection };
                 }
                 Err(error) => {
                     let refused = matches!(error, NodeError::Down(_));

@@ -6,6 +6,7 @@ mod aside;
 mod attempt;
 pub mod board;
 pub mod check;
+pub mod collection;
 pub mod health;
 pub mod identity;
 mod info;

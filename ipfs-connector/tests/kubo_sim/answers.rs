@@ -44,6 +44,11 @@ pub async fn answer(shared: Arc<Shared>, call: Call) -> Answer {
                 shared.state.lock().connected.iter().map(|peer| json!({"Peer": peer.to_string()})).collect();
             Answer::json(json!({"Peers": peers}))
         }
+        // Go's handlers for profilers take GET alone.
+        "/debug/pprof/cmdline" if call.method == "GET" => match &shared.state.lock().command_line {
+            Some(arguments) => Answer::bytes(arguments.join("\0").into()),
+            None => Answer { status: 403, ..Answer::bytes("403 forbidden\n".into()) },
+        },
         _ => Answer { status: 404, ..Answer::bytes("404 page not found\n".into()) },
     }
 }

@@ -62,6 +62,7 @@ fn line(value: &serde_json::Value) -> Bytes {
 
 /// What was asked.
 pub struct Call {
+    pub method: String,
     pub command: String,
     pub query: Vec<(String, String)>,
     pub content_type: String,
@@ -101,6 +102,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     let url = reqwest::Url::parse(&format!("http://sim{}", head.uri)).unwrap();
     let content_type = head.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let call = Call {
+        method: head.method.to_string(),
         command: url.path().trim_start_matches("/api/v0/").to_owned(),
         query: url.query_pairs().map(|(key, value)| (key.into_owned(), value.into_owned())).collect(),
         content_type: content_type.to_owned(),

@@ -73,6 +73,8 @@ struct State {
     list: ListFault,
     /// How long a GC holds everything up.
     gc: Duration,
+    /// What its command line says, `None` where a proxy keeps that page to itself.
+    command_line: Option<Vec<&'static str>>,
     /// What IPNS names and DNSLink domains lead to.
     names: HashMap<String, String>,
     reachable: HashSet<String>,
@@ -124,6 +126,7 @@ impl KuboSim {
             pins: HashMap::new(),
             list: ListFault::None,
             gc: Duration::ZERO,
+            command_line: Some(vec!["ipfs", "daemon"]),
             names: HashMap::new(),
             reachable: HashSet::new(),
             connected: Vec::new(),
@@ -175,6 +178,11 @@ impl KuboSim {
 
     pub fn set_gc_time(&self, time: Duration) {
         self.shared.state.lock().gc = time;
+    }
+
+    /// The command line that it says it was started with; `None`: that page is not there for us.
+    pub fn set_command_line(&self, arguments: Option<Vec<&'static str>>) {
+        self.shared.state.lock().command_line = arguments;
     }
 
     /// `/ipns/<name>` leads to this path from now on.

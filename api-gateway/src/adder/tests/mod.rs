@@ -1,6 +1,7 @@
 //! Tests of whole uploads, against a cluster in memory and against block services over TLS.
 
 mod car;
+mod confirm;
 mod content;
 mod flow;
 mod golden;
@@ -17,6 +18,7 @@ use pinfold_common::pin::{Pin, PinOptions, PinRequest};
 use pinfold_common::time::Timestamp;
 use pinfold_common::{Cid, Error, PeerId, Result};
 use pinfold_proto::connector::{PutBlocks, PutBlocksReply};
+use pinfold_proto::types::PinInfo;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -28,6 +30,8 @@ pub(super) struct FakeCluster {
     pub broken: Vec<PeerId>,
     /// Peers that never take any.
     pub stuck: Vec<PeerId>,
+    /// Peers whose nodes remove blocks by themselves, and what their trackers say of the root, in turn; the last for ever.
+    pub unheld: HashMap<PeerId, Vec<PinInfo>>,
     pub refuses_pins: bool,
     pub keep_blocks: bool,
     pub seen: Mutex<Seen>,
@@ -41,6 +45,8 @@ pub(super) struct Seen {
     /// Peers whose stream ended as it should.
     pub whole: Vec<PeerId>,
     pub pins: Vec<(PinRequest, Vec<u8>)>,
+    /// Questions for the status of the root, by peer.
+    pub asked: HashMap<PeerId, usize>,
 }
 
 impl FakeCluster {
@@ -49,6 +55,7 @@ impl FakeCluster {
             allocation: Allocation { peers: peers.to_vec(), everywhere: min < 0, replication_factor_min: min },
             broken: Vec::new(),
             stuck: Vec::new(),
+            unheld: HashMap::new(),
             refuses_pins: false,
             keep_blocks: true,
             seen: Mutex::default(),
@@ -67,7 +74,7 @@ impl Cluster for FakeCluster {
         if self.stuck.contains(&peer) {
             std::future::pending::<()>().await;
         }
-        let mut reply = PutBlocksReply::default();
+        let mut reply = PutBlocksReply { unheld: self.unheld.contains_key(&peer), ..PutBlocksReply::default() };
         while let Some(batch) = batches.recv().await {
             if self.broken.contains(&peer) {
                 return Err(Error::internal("the disk is broken"));
@@ -83,6 +90,15 @@ impl Cluster for FakeCluster {
         }
         self.seen.lock().whole.push(peer);
         Ok(reply)
+    }
+
+    async fn status(&self, peer: PeerId, _: &Cid, min_index: u64) -> Result<PinInfo> {
+        assert_eq!(min_index, 7, "the index of the pin");
+        let mut seen = self.seen.lock();
+        let asked = seen.asked.entry(peer).or_default();
+        *asked += 1;
+        let answers = &self.unheld[&peer];
+        Ok(answers[(*asked - 1).min(answers.len() - 1)].clone())
     }
 
     async fn pin(&self, request: PinRequest, request_key: Vec<u8>) -> Result<(Pin, u64)> {

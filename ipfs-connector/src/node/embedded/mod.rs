@@ -36,8 +36,8 @@ use pinfold_common::{Cid, PeerId};
 use super::task_stream::task_stream;
 use super::verify::{Verified, inline_data};
 use super::{
-    Blocks, Capabilities, DEFAULT_HOLD, Disk, GcEvents, IpfsNode, NodeError, NodeId, PinAdd, PinEvents, PinList,
-    PinState, PutReport, RepoStat, Result,
+    Blocks, Capabilities, Collection, DEFAULT_HOLD, Disk, GcEvents, IpfsNode, NodeError, NodeId, PinAdd, PinEvents,
+    PinList, PinState, PutReport, RepoStat, Result,
 };
 use exchange::{BlockExchange, Gateways, Sources, Want};
 use index::Index;
@@ -320,6 +320,10 @@ impl IpfsNode for EmbeddedNode {
     fn gc(&self) -> GcEvents {
         let inner = self.0.clone();
         task_stream(move |events| async move { gc::collect(&inner, events).await })
+    }
+
+    async fn collection(&self) -> Collection {
+        Collection::OnRequest
     }
 
     async fn repo_stat(&self) -> Result<RepoStat> {

@@ -6,6 +6,7 @@
 
 mod address;
 mod classify;
+mod collection;
 mod gate;
 mod lines;
 mod pin;
@@ -30,8 +31,8 @@ use pinfold_common::{Cid, PeerId};
 use super::task_stream::task_stream;
 use super::verify::{Verified, inline_data};
 use super::{
-    Blocks, Capabilities, Disk, GcEvent, GcEvents, IpfsNode, MAX_BLOCK_BYTES, NodeError, NodeId, PinAdd, PinEvents,
-    PinList, PinState, PutReport, RepoStat, Result,
+    Blocks, Capabilities, Collection, Disk, GcEvent, GcEvents, IpfsNode, MAX_BLOCK_BYTES, NodeError, NodeId, PinAdd,
+    PinEvents, PinList, PinState, PutReport, RepoStat, Result,
 };
 use rpc::{Call, Rpc};
 
@@ -253,6 +254,10 @@ impl IpfsNode for KuboNode {
             let _one = OneCollection::begin(&shared)?;
             collect(&shared, events).await
         })
+    }
+
+    async fn collection(&self) -> Collection {
+        collection::ask(&self.0.rpc).await
     }
 
     async fn repo_stat(&self) -> Result<RepoStat> {

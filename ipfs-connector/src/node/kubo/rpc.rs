@@ -1,5 +1,5 @@
 //! One HTTP request to Kubo: built from typed parts, let through the gate, its failure given a class.
-//! Always `POST /api/v0/…`; redirects are not followed and no proxy is used, because Kubo's RPC is root on its node.
+//! `POST /api/v0/…`, but for one page of the daemon's own; redirects are not followed and no proxy is used, because Kubo's RPC is root on its node.
 
 use std::time::Duration;
 
@@ -121,6 +121,22 @@ impl Rpc {
                 Err(error)
             }
         }
+    }
+
+    /// Reads one of the pages beside the RPC, in at most `deadline`. It may be missing or closed to us where the RPC is
+    /// not, so nothing of it counts for or against the node.
+    pub async fn page(&self, path: &'static str, max_bytes: usize, deadline: Duration) -> Result<bytes::Bytes> {
+        let name = CallName::new(path);
+        let url = self.base.join(path).map_err(|error| NodeError::Refused(format!("ipfs node: {path}: {error}")))?;
+        let answer = timeout(deadline, async {
+            let response = self.client.get(url).send().await.map_err(|error| unreachable(&name, &error))?;
+            let status = response.status();
+            if status != http::StatusCode::OK {
+                return Err(failed(&name, status.as_u16(), b""));
+            }
+            read_whole(&name, http::Response::<reqwest::Body>::from(response).into_body(), max_bytes).await
+        });
+        answer.await.unwrap_or_else(|_| Err(timed_out(&name, deadline)))
     }
 
     /// Asks for a stream; returns when its head is here. The caller sets the deadlines.
