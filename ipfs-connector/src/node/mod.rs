@@ -172,6 +172,8 @@ pub struct Capabilities {
     /// Blocks that were put are safe from GC until they are pinned or the hold is over. Where false, no GC may run
     /// between a put and its pin (beh:B19.8).
     pub holds_puts: bool,
+    /// Questions cost no request to another process.
+    pub answers_at_once: bool,
 }
 
 /// When the node removes blocks that no pin needs.

@@ -12,6 +12,7 @@ mod kubo_sim;
 mod life;
 mod monitor;
 mod node;
+mod ownership;
 mod recovery;
 
 use std::path::Path;

@@ -91,7 +91,13 @@ impl IpfsNode for TestNode {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { public_network: false, dials_peers: false, resolves_ipns: false, holds_puts: false }
+        Capabilities {
+            public_network: false,
+            dials_peers: false,
+            resolves_ipns: false,
+            holds_puts: false,
+            answers_at_once: true,
+        }
     }
 
     async fn id(&self) -> Result<NodeId> {

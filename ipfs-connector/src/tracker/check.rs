@@ -20,7 +20,7 @@ use super::operation::{self, Item, Outcome, Ownership};
 use super::queue::Queue;
 use super::reconcile::{Finding, judge};
 use crate::error::Result;
-use crate::node::{IpfsNode, NodeError, PinState};
+use crate::node::{IpfsNode, PinState};
 use crate::store::{Settlement, Store, now_ms};
 
 /// Rows compared at once.
@@ -101,7 +101,7 @@ impl Check {
     /// One whole comparison.
     pub async fn pass(&self) -> Result<Findings> {
         let since_ms = now_ms();
-        let listing = self.list().await?;
+        let listing = Listing::read(self.node.as_ref(), MAX_LISTED).await?;
         let rebuilt_index = self.store.rebuilt_index();
         let mut found = Findings { listed: listing.len(), ..Findings::default() };
         let statuses = TrackerStatus::Pinned.bit()
@@ -138,22 +138,6 @@ impl Check {
 
     fn settlement(&self, item: &Item, outcome: Outcome) -> Settlement {
         Settlement::of(item, operation::after(item, outcome, &self.store.rules(), rand::random()))
-    }
-
-    async fn list(&self) -> Result<Listing> {
-        let mut listing = Listing::default();
-        for mode in [PinMode::Recursive, PinMode::Direct] {
-            let mut pins = self.node.pin_ls(mode);
-            while let Some(pin) = pins.next().await {
-                let (cid, mode) = pin?;
-                if listing.len() >= MAX_LISTED {
-                    return Err(NodeError::Other(format!("more than {MAX_LISTED} pins are listed")).into());
-                }
-                listing.add(&cid.to_bytes(), mode);
-            }
-        }
-        listing.sort();
-        Ok(listing)
     }
 
     /// Those that the node, asked by name, says it does not have.

@@ -3,7 +3,11 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash, Hasher};
 
+use futures::StreamExt as _;
 use pinfold_common::pin::PinMode;
+
+use crate::error::Result;
+use crate::node::{IpfsNode, NodeError};
 
 /// The node's list of pins, eight bytes each, whatever the CIDs are. Two pins that share a hash hide one loss; the
 /// hash is keyed anew each time, so that the next pass finds it.
@@ -21,6 +25,23 @@ impl Listing {
         self.sorted = false;
     }
 
+    /// All pins that the node lists, of both modes; an error where the list is not complete or longer than `most`.
+    pub async fn read(node: &dyn IpfsNode, most: usize) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for mode in [PinMode::Recursive, PinMode::Direct] {
+            let mut pins = node.pin_ls(mode);
+            while let Some(pin) = pins.next().await {
+                let (cid, mode) = pin?;
+                if listing.len() >= most {
+                    return Err(NodeError::Other(format!("more than {most} pins are listed")).into());
+                }
+                listing.add(&cid.to_bytes(), mode);
+            }
+        }
+        listing.sort();
+        Ok(listing)
+    }
+
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
@@ -34,6 +55,11 @@ impl Listing {
     /// Whether the block or DAG is pinned so or more: a recursive pin keeps the block of a direct one too.
     pub fn covers(&self, cid: &[u8], mode: PinMode) -> bool {
         self.contains(cid, mode) || (mode == PinMode::Direct && self.contains(cid, PinMode::Recursive))
+    }
+
+    /// Whether it is not pinned, in either mode.
+    pub fn lacks(&self, cid: &[u8]) -> bool {
+        !self.covers(cid, PinMode::Direct)
     }
 
     fn contains(&self, cid: &[u8], mode: PinMode) -> bool {
@@ -63,5 +89,6 @@ mod tests {
         assert!(listing.contains(b"a", PinMode::Recursive) && listing.contains(b"b", PinMode::Direct));
         assert!(!listing.contains(b"a", PinMode::Direct) && !listing.contains(b"b", PinMode::Recursive));
         assert!(listing.covers(b"a", PinMode::Direct) && !listing.covers(b"b", PinMode::Recursive));
+        assert!(!listing.lacks(b"a") && !listing.lacks(b"b") && listing.lacks(b"c"));
     }
 }

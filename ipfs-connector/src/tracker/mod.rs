@@ -2,6 +2,7 @@
 //! this module reads statuses out of it, laid over with what runs right now (`board`), and re-queues what a person
 //! wants tried again. Orders come in through `follow`, work goes out through `queue`.
 
+mod absences;
 mod aside;
 mod attempt;
 pub mod board;

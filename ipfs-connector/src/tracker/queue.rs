@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use pinfold_common::Cid;
 use pinfold_common::pin::PinMode;
 use pinfold_common::shutdown::Shutdown;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::absences::{self, Absences};
 use super::aside::Aside;
 use super::attempt;
 use super::board::{Board, Line, Shelf};
@@ -61,6 +63,7 @@ pub(super) struct Shared {
     pub board: Board,
     pub trigger: Trigger,
     pub aside: Aside,
+    pub absences: Absences,
     /// For pins that move.
     pub slots: Slots,
     pub unpin_disable: bool,
@@ -122,6 +125,7 @@ impl Queue {
             board: Board::default(),
             trigger: parts.trigger,
             aside: Aside::default(),
+            absences: Absences::default(),
             slots: Slots::adaptive(parts.concurrent_pins),
             unpin_disable: parts.unpin_disable,
             shutdown: parts.shutdown,
@@ -170,6 +174,7 @@ impl Queue {
                 dispatch(shared, Line::Pins, shared.slots.clone(), &attempts),
                 dispatch(shared, Line::Unpins, unpin_slots, &attempts),
                 watch_latency(shared),
+                absences::keep(shared),
             )
         };
         shared.shutdown.race(work).await;
@@ -315,6 +320,9 @@ async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::erro
     for item in claimed {
         shared.board.make_ready(shelf, item);
     }
+    if !unclaimed.is_empty() {
+        shared.absences.expect(shared);
+    }
     let rebuilt_index = shared.store.rebuilt_index();
     let mut found = futures::stream::iter(unclaimed)
         .map(|item| async move {
@@ -358,16 +366,12 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
         Ok(cid) => cid,
         Err(error) => return Some(Outcome::Refused(error.to_string())),
     };
-    let asked_at = Instant::now();
-    let asked = tokio::time::timeout(LOOK_UP_DEADLINE, shared.node.pin_state(&cid)).await;
-    let state = asked.unwrap_or_else(|_| {
-        Err(NodeError::Timeout(format!("ask whether it is pinned: no answer within {LOOK_UP_DEADLINE:?}")))
-    });
-    match &state {
-        Ok(_) => shared.slots.observe(asked_at.elapsed()),
-        Err(NodeError::Timeout(_)) => shared.slots.too_slow(),
-        Err(_) => {}
-    }
+    let returns = *shared.health.returns().borrow();
+    let state = if shared.absences.is_absent(&item.cid, returns) {
+        Ok(PinState::NotPinned)
+    } else {
+        ask_whose(shared, &cid).await
+    };
     let theirs = match item.ownership {
         Ownership::Foreign | Ownership::Adopted => item.ownership,
         Ownership::Unknown | Ownership::Claimed if item.revision <= rebuilt_index => Ownership::Adopted,
@@ -383,6 +387,20 @@ async fn look_up(shared: &Shared, item: &Item, rebuilt_index: u64) -> Option<Out
             outcome => outcome,
         },
     })
+}
+
+async fn ask_whose(shared: &Shared, cid: &Cid) -> Result<PinState, NodeError> {
+    let asked_at = Instant::now();
+    let asked = tokio::time::timeout(LOOK_UP_DEADLINE, shared.node.pin_state(cid)).await;
+    let state = asked.unwrap_or_else(|_| {
+        Err(NodeError::Timeout(format!("ask whether it is pinned: no answer within {LOOK_UP_DEADLINE:?}")))
+    });
+    match &state {
+        Ok(_) => shared.slots.observe(asked_at.elapsed()),
+        Err(NodeError::Timeout(_)) => shared.slots.too_slow(),
+        Err(_) => {}
+    }
+    state
 }
 
 /// Gives what is ready to slots.

@@ -3,6 +3,7 @@
 
 use pinfold_common::status::TrackerStatus;
 
+use super::listing::Listing;
 use super::operation::{Class, Item, Ownership, Todo};
 
 /// More unpins than this from one comparison need approval,
@@ -80,6 +81,25 @@ pub fn judge(item: &Item, listed: bool, listed_since_ms: i64, rebuilt_index: u64
     }
 }
 
+/// What the table knew of the node's pins when a list was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Rows that are pinned, then and when the list was there: the fewer.
+    pub pinned: u64,
+    /// Unix time; what changed later is not judged.
+    pub since_ms: i64,
+}
+
+/// Whether a list of the node's pins may stand for the answer that a CID is not pinned. A node that lists nothing, or breaks
+/// off without saying so, must never make somebody's pin ours: the list has at least as many pins as the table knows of,
+/// and each of the `sample`, rows that are pinned. Nothing known is nothing to believe it by.
+pub fn is_believable(listing: &Listing, sample: &[Item], known: Known) -> bool {
+    let mut judged =
+        sample.iter().filter(|item| item.todo == Todo::Nothing && item.changed_ms < known.since_ms).peekable();
+    let is_long_enough = u64::try_from(listing.len()).is_ok_and(|listed| listed >= known.pinned);
+    is_long_enough && judged.peek().is_some() && judged.all(|item| listing.covers(&item.cid, item.mode))
+}
+
 #[cfg(test)]
 mod tests {
     use pinfold_common::pin::PinMode;
@@ -126,6 +146,29 @@ mod tests {
             changed_ms: 100,
             pin: Vec::new(),
         }
+    }
+
+    /// Goal: issue 6. A list is believed only when it has everything that the node must have, and there is something.
+    #[test]
+    fn lists_that_are_believed() {
+        let pinned =
+            |cid: &[u8]| Item { cid: cid.to_vec(), ..item(TrackerStatus::Pinned, Todo::Nothing, Ownership::Claimed) };
+        let listing = |cids: &[&[u8]]| {
+            let mut listing = Listing::default();
+            cids.iter().for_each(|cid| listing.add(cid, PinMode::Recursive));
+            listing.sort();
+            listing
+        };
+        let known = |pinned| Known { pinned, since_ms: 200 };
+        let sample = [pinned(b"a"), pinned(b"b")];
+        assert!(is_believable(&listing(&[b"a", b"b"]), &sample, known(2)));
+        assert!(is_believable(&listing(&[b"a", b"b", b"somebody's"]), &sample, known(2)));
+        assert!(!is_believable(&listing(&[]), &sample, known(2)), "empty");
+        assert!(!is_believable(&listing(&[b"a", b"c"]), &sample, known(2)), "without one that must be there");
+        assert!(!is_believable(&listing(&[b"a", b"b"]), &sample, known(3)), "too short");
+        assert!(!is_believable(&listing(&[b"a"]), &[], known(0)), "nothing to know it by");
+        let late = [Item { changed_ms: 200, ..pinned(b"a") }];
+        assert!(!is_believable(&listing(&[b"a"]), &late, known(1)), "pinned while the node was listing");
     }
 
     /// Goal: only what was pinned before the listing began is missing, and only unclaimed old orders are adopted.

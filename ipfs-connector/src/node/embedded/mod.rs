@@ -245,7 +245,13 @@ impl IpfsNode for EmbeddedNode {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { public_network: false, dials_peers: false, resolves_ipns: false, holds_puts: true }
+        Capabilities {
+            public_network: false,
+            dials_peers: false,
+            resolves_ipns: false,
+            holds_puts: true,
+            answers_at_once: true,
+        }
     }
 
     async fn id(&self) -> Result<NodeId> {

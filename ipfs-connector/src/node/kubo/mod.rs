@@ -179,7 +179,13 @@ impl IpfsNode for KuboNode {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { public_network: true, dials_peers: true, resolves_ipns: true, holds_puts: false }
+        Capabilities {
+            public_network: true,
+            dials_peers: true,
+            resolves_ipns: true,
+            holds_puts: false,
+            answers_at_once: false,
+        }
     }
 
     async fn id(&self) -> Result<NodeId> {
