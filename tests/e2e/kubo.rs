@@ -49,7 +49,9 @@ async fn kubo_seed_d3_adds_are_verified_beside_an_automatic_gc() {
     if !kubo::is_here("kubo_seed_d3_adds_are_verified_beside_an_automatic_gc") {
         return;
     }
-    let configuration = [("Datastore.GCPeriod", "\"1s\""), ("Datastore.StorageGCWatermark", "0")];
+    // It begins at a hundredth of the limit: with the first add.
+    let limits = [("Datastore.StorageMax", "\"200MB\""), ("Datastore.StorageGCWatermark", "1")];
+    let configuration = [[("Datastore.GCPeriod", "\"1s\"")].as_slice(), &limits].concat();
     let daemon = daemon::start_with(&configuration, &["--enable-gc"]);
     // A pin without blocks is given up soon, and tried again.
     let settings = vec![("ipfs_connector.ipfshttp.pin_timeout", json!("5s"))];

@@ -14,6 +14,7 @@ mod monitor;
 mod node;
 mod ownership;
 mod recovery;
+mod storing;
 
 use std::path::Path;
 use std::sync::Arc;
