@@ -45,8 +45,8 @@ async fn kubo_add_and_read_back_from_each_holder() {
 /// Goal: issue 6, seed:D3. A Kubo that collects garbage every second, whatever it has: the operator is told, and what an add
 /// told the CID of is there, byte for byte, however often the GC came between its blocks and its pin.
 #[tokio::test(flavor = "multi_thread")]
-async fn kubo_seed_d3_adds_are_verified_beside_an_automatic_gc() {
-    if !kubo::is_here("kubo_seed_d3_adds_are_verified_beside_an_automatic_gc") {
+async fn seed_d3_kubo_adds_are_verified_beside_an_automatic_gc() {
+    if !kubo::is_here("seed_d3_kubo_adds_are_verified_beside_an_automatic_gc") {
         return;
     }
     // It begins at a hundredth of the limit: with the first add.
