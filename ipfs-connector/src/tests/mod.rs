@@ -47,7 +47,7 @@ use consensus::Pinset;
 use monitor::Monitor;
 
 /// For any condition of a test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What stays when the connector is restarted.
 struct House {
