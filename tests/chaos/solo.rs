@@ -1,34 +1,26 @@
-//! consensus-svc alone: one real process with its folder, asked as its own gateway asks it. Pins go everywhere, so that
-//! nobody has to allocate.
+//! A peer's consensus-svc alone, which faults happen to: what was asked of it, what it acknowledged, and how it ended.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ctl::local::cluster::addresses;
 use ctl::local::ports::Ports;
-use pinfold_common::channel::{Channels, MAX_MESSAGE_BYTES};
 use pinfold_common::config::keys::environment_name;
-use pinfold_common::config::write_new;
-use pinfold_common::identity::Identity;
-use pinfold_common::tls::{ClusterSecret, Room, Tls};
-use pinfold_proto::consensus::peers_client::PeersClient;
-use pinfold_proto::consensus::pins_client::PinsClient;
+use pinfold_common::tls::ClusterSecret;
 use pinfold_proto::consensus::state_client::StateClient;
-use pinfold_proto::consensus::{
-    Consistency, CreateBackupCall, ListCall, PinCall, PinManyCall, StatusCall, StatusReply, pin_result,
-};
+use pinfold_proto::consensus::{Consistency, CreateBackupCall, ListCall, PinCall, PinManyCall, pin_result};
 use pinfold_proto::types;
-use pinfold_tests::cluster::{PATIENCE, POLL, programs};
+use pinfold_tests::alone::{Alone, request};
+use pinfold_tests::cluster::PATIENCE;
 use pinfold_tests::content::identity_cid;
 use prost::Message as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::process::{Child, Command};
-use tonic::transport::Channel;
 
 use crate::report::Report;
 use crate::trace::Trace;
@@ -41,13 +33,14 @@ const BATCH: usize = 40;
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
 const SIGKILL: i32 = 9;
 
-pub struct Solo {
-    pub folder: PathBuf,
-    pub bootstrap_address: String,
-    identity: Identity,
-    address: String,
-    channels: Channels,
-    log: PathBuf,
+pub struct Solo(Alone);
+
+impl Deref for Solo {
+    type Target = Alone;
+
+    fn deref(&self) -> &Alone {
+        &self.0
+    }
 }
 
 /// A process of it.
@@ -82,105 +75,47 @@ impl Pinned {
 impl Solo {
     /// A folder with a configuration that takes snapshots and cuts the log all the time.
     pub fn prepare(folder: &Path, secret: &ClusterSecret) -> Solo {
-        std::fs::create_dir_all(folder).expect("a folder");
-        let identity = Identity::generate();
-        identity.save(folder).expect("an identity");
-        let ports = Ports::free().expect("free ports");
-        let mut keys = addresses(&ports);
-        keys.extend([
-            ("cluster.secret", json!(secret.to_hex())),
-            ("cluster.replication_factor_min", json!(-1)),
-            ("cluster.replication_factor_max", json!(-1)),
+        let settings = vec![
             ("consensus.raft.snapshot_interval", json!("50ms")),
             ("consensus.raft.snapshot_threshold", json!(10)),
             ("consensus.raft.trailing_logs", json!(5)),
-        ]);
-        write_new(folder, keys).expect("a configuration");
-        Solo::at(folder, secret, identity, ports.consensus)
-    }
-
-    fn at(folder: &Path, secret: &ClusterSecret, identity: Identity, port: u16) -> Solo {
-        // Each has its own connections: a channel does not outlive the process that it leads to by much.
-        let channels = Channels::new(Tls::new(secret, &identity, Room::Gateway).expect("a certificate"));
-        Solo {
-            folder: folder.to_owned(),
-            bootstrap_address: format!("/ip4/127.0.0.1/tcp/{port}/p2p/{}", identity.peer_id),
-            identity,
-            address: format!("127.0.0.1:{port}"),
-            channels,
-            log: folder.with_extension("log"),
-        }
+        ];
+        Solo(Alone::prepare(folder, secret, settings))
     }
 
     /// Where its standard output and error go: beside the folder when nothing else is said.
     pub fn log_to(&mut self, log: PathBuf) {
-        self.log = log;
+        self.0.log_to(log);
     }
 
     pub fn start(&self, bootstrap: Option<&Solo>, trace: Option<&Trace>) -> Running {
-        let program = programs().path("consensus-svc").expect("consensus-svc is built");
         let mut command = match trace {
-            Some(trace) => trace.command(&program),
-            None => Command::new(&program),
+            Some(trace) => trace.command(&Alone::program()),
+            None => Command::new(Alone::program()),
         };
         if let Some(member) = bootstrap {
             command.args(["--bootstrap", &member.bootstrap_address]);
         }
-        self.spawn(command)
+        self.run(command)
     }
 
     /// A second process on the same folder, at a port of its own.
     pub fn start_elsewhere(&self) -> Running {
-        let mut command = Command::new(programs().path("consensus-svc").expect("consensus-svc is built"));
+        let mut command = Command::new(Alone::program());
         let port = Ports::free().expect("free ports").consensus;
         command.env(environment_name("services.consensus.listen_multiaddress"), format!("/ip4/127.0.0.1/tcp/{port}"));
-        self.spawn(command)
+        self.run(command)
     }
 
     /// This program as another user, who needs to reach it and the folder.
     pub fn start_as(&self, user: u32, program: &Path) -> Running {
         let mut command = Command::new(program);
         command.uid(user).gid(user);
-        self.spawn(command)
+        self.run(command)
     }
 
-    fn spawn(&self, mut command: Command) -> Running {
-        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let child = command
-            .arg("--config")
-            .arg(&self.folder)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log file"))
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program starts");
-        Running { child }
-    }
-
-    fn channel(&self) -> Channel {
-        self.channels.to(Room::Consensus, &self.identity.peer_id, &self.address)
-    }
-
-    fn pins(&self) -> PinsClient<Channel> {
-        PinsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
-    }
-
-    pub async fn status(&self) -> Option<StatusReply> {
-        let mut client = PeersClient::new(self.channel());
-        let asked = tokio::time::timeout(CALL_DEADLINE, client.status(StatusCall {})).await;
-        asked.ok()?.ok().map(tonic::Response::into_inner)
-    }
-
-    pub async fn ready(&self) {
-        let becomes_ready = async {
-            while !self.status().await.is_some_and(|status| status.ready) {
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let is_ready = tokio::time::timeout(PATIENCE, becomes_ready).await;
-        let folder = self.folder.display();
-        assert!(is_ready.is_ok(), "waited {PATIENCE:?} for {folder} to be ready\n{}", self.words());
+    fn run(&self, command: Command) -> Running {
+        Running { child: self.spawn(command) }
     }
 
     /// Pins one or a batch; what came of it goes into `pinned`. Whether all was acknowledged.
@@ -189,7 +124,8 @@ impl Solo {
         let cids: Vec<Vec<u8>> =
             (0..count).map(|at| identity_cid(&format!("{label} {number} {at}")).to_bytes()).collect();
         pinned.lock().unwrap().asked.extend(cids.iter().cloned());
-        let requests: Vec<types::PinRequest> = cids.iter().map(|cid| request(cid)).collect();
+        let requests: Vec<types::PinRequest> =
+            cids.iter().map(|cid| request(cid, types::PinOptions::default())).collect();
         let mut client = self.pins();
         let acknowledged: Vec<Vec<u8>> = match requests.len() {
             1 => {
@@ -256,7 +192,7 @@ impl Solo {
 
     /// The same under strace. No exit code: a signal ended it.
     pub async fn traced_command(&self, arguments: &[&str], trace: Option<&Trace>) -> (Option<i32>, String) {
-        let program = programs().path("consensus-svc").expect("consensus-svc is built");
+        let program = Alone::program();
         let mut command = trace.map_or_else(|| Command::new(&program), |trace| trace.command(&program));
         let output = command.arg("--config").arg(&self.folder).args(arguments).stdin(Stdio::null()).output().await;
         let output = output.expect("the program starts");
@@ -264,28 +200,10 @@ impl Solo {
         (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// The end of its log, for messages.
-    pub fn words(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(12)..].join("\n")
-    }
-
     /// The same peer in a copy of its folder, as a power cut or an operator leaves it. Only one of the two may run.
     pub fn copy_to(&self, folder: &Path, secret: &ClusterSecret) -> Solo {
         copy(&self.folder, folder);
-        let port = self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
-        Solo::at(folder, secret, self.identity.clone(), port)
-    }
-}
-
-fn request(cid: &[u8]) -> types::PinRequest {
-    types::PinRequest {
-        cid: cid.to_vec(),
-        r#type: types::PinType::Data as i32,
-        max_depth: -1,
-        options: Some(types::PinOptions::default()),
-        ..types::PinRequest::default()
+        Solo(self.in_copy(folder, secret))
     }
 }
 
