@@ -1,5 +1,5 @@
 //! A yardstick: etcd, where it is on the PATH, with three members on the same disk in the same run. Its puts and our
-//! single pins are answered after a majority's fsync, and both come over gRPC at the leader.
+//! single proposals are answered after a majority's fsync, and both come over gRPC at the leader.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -15,12 +15,10 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
-use crate::load::closed_loop;
-use crate::report::Report;
+use crate::load::{Outcome, closed_loop};
 use crate::rest::Failed;
+use crate::rooms::CONNECTIONS;
 
-/// Numbers of clients at which both are measured.
-pub const CLIENTS: [usize; 3] = [1, 64, 1024];
 const MEMBERS: usize = 3;
 /// About what a pin takes.
 const VALUE_BYTES: usize = 300;
@@ -65,43 +63,38 @@ where
     Ok(answer.into_inner())
 }
 
-/// Puts per second beside `ours`, single pins per second by number of clients.
-pub async fn beside(report: &mut Report, folder: &Path, seconds: u64, ours: &[(usize, f64)]) -> Result<(), Failed> {
-    report.section("etcd beside it: puts of 300 bytes, three members, gRPC at the leader");
-    let Some(members) = start(folder)? else {
-        println!("  etcd is not on the PATH: not measured");
-        return Ok(());
-    };
-    let leader = leader(&members).await?;
-    let mut best: f64 = 0.0;
-    for (clients, pins) in ours {
-        let channels: Result<Vec<Channel>, _> = (0..(*clients).min(8)).map(|_| channel(&leader)).collect();
-        let channels = Arc::new(channels?);
-        let counter = Arc::new(AtomicU64::new(0));
-        let outcome = closed_loop(*clients, Duration::from_secs(seconds), &counter, move |client, number| {
+/// Running members. Killed when dropped.
+pub struct Etcd {
+    leader: String,
+    counter: Arc<AtomicU64>,
+    _members: Vec<Child>,
+}
+
+impl Etcd {
+    /// `None` without etcd.
+    pub async fn start(folder: &Path) -> Result<Option<Etcd>, Failed> {
+        let Some(members) = start(folder)? else {
+            println!("etcd is not on the PATH: not measured");
+            return Ok(None);
+        };
+        let leader = leader(&members).await?;
+        let members = members.into_iter().map(|(process, _)| process).collect();
+        Ok(Some(Etcd { leader, counter: Arc::default(), _members: members }))
+    }
+
+    /// Puts of [`VALUE_BYTES`] at the leader, each client its next one when the last one is acknowledged.
+    pub async fn puts(&self, clients: usize, time: Duration) -> Result<Outcome, Failed> {
+        let channels: Result<Vec<Channel>, _> = (0..clients.min(CONNECTIONS)).map(|_| channel(&self.leader)).collect();
+        let channels = channels?;
+        let puts = closed_loop(clients, time, &self.counter, move |client, number| {
             let channel = channels[client % channels.len()].clone();
             async move {
                 let put = Put { key: format!("key-{number}").into_bytes(), value: vec![7; VALUE_BYTES] };
                 ask::<_, Nothing>(channel, "/etcdserverpb.KV/Put", put).await.is_ok()
             }
-        })
-        .await;
-        report.figure(&format!("etcd.puts.{clients}"), &format!("{clients} clients"), outcome.rate(), "puts/s");
-        println!("    p50 {:.1} ms, p99 {:.1} ms", outcome.quantile_ms(0.5), outcome.quantile_ms(0.99));
-        let ratio = pins / outcome.rate();
-        report.figure(&format!("ratio.etcd.{clients}"), "our pins over its puts", ratio, "x");
-        let wanted = if *clients == 1 { 0.8 } else { 1.0 };
-        report.goal(&format!("{clients} clients: {wanted} x etcd"), ratio >= wanted, &format!("{ratio:.2}"));
-        best = best.max(outcome.rate());
+        });
+        Ok(puts.await)
     }
-    for (mut process, _) in members {
-        process.kill().await?;
-    }
-    if let Some(batches) = report.get("grpc.batch.3.16") {
-        let ratio = batches / best;
-        report.goal("batches of 100: 2 x its best, in pins", ratio >= 2.0, &format!("{ratio:.2}"));
-    }
-    Ok(())
 }
 
 /// The members with their client addresses; `None` without etcd.

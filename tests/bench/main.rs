@@ -10,11 +10,13 @@ mod load;
 mod losses;
 mod machine;
 mod ours;
+mod proposals;
 mod report;
 mod rest;
+mod rooms;
+mod sqlite;
 mod state;
 mod status;
-mod targets;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -82,13 +84,12 @@ enum Part {
     Grpc,
     Batches,
     Spread,
-    Etcd,
     Lists,
     Add,
     Gap,
     Restart,
-    /// Clusters of its own: one peer and three, disk and memory
-    Targets,
+    /// Clusters of its own, of consensus-svc alone: one peer and three, disk and memory, etcd beside them
+    Proposals,
     /// Clusters of its own: embedded, and of three Kubos
     AddKubo,
 }

@@ -21,7 +21,7 @@ use crate::losses::{self, Loss};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
-use crate::{Arguments, Part, add, etcd, targets};
+use crate::{Arguments, Part, add, proposals};
 
 pub const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -30,15 +30,15 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     report.mark_ours();
     let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
     let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
-    let is_apart = |part: &Part| matches!(part, Part::AddKubo | Part::Targets);
+    let is_apart = |part: &Part| matches!(part, Part::AddKubo | Part::Proposals);
     let only_apart = arguments.only.iter().all(is_apart) && !arguments.only.is_empty();
     for &peers in arguments.peers.iter().filter(|_| !only_apart) {
         let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
         one_size(report, &cluster, peers, rate, arguments).await?;
         cluster.stop().await;
     }
-    if arguments.wants(Part::Targets) {
-        targets::run(report, folder.path(), rate, arguments.seconds).await?;
+    if arguments.wants(Part::Proposals) {
+        proposals::run(report, folder.path(), arguments.seconds).await?;
     }
     if arguments.wants(Part::AddKubo) {
         add::run(report, arguments.add_kubo_mib).await?;
@@ -103,16 +103,6 @@ async fn one_size(
     }
     if arguments.wants(Part::Spread) {
         spread_over_gateways(report, cluster, arguments.seconds).await;
-    }
-    if arguments.wants(Part::Etcd) {
-        grpc(report, &authority, peers, &etcd::CLIENTS, arguments.seconds, &counter).await?;
-        let rate = |clients: usize| report.get(&format!("grpc.pins.{peers}.{clients}")).map(|rate| (clients, rate));
-        let ours: Vec<(usize, f64)> = etcd::CLIENTS.into_iter().filter_map(rate).collect();
-        let folder = tempfile::Builder::new().prefix("pinfold-bench-etcd-").tempdir()?;
-        // A yardstick that does not start is no reason to measure nothing else.
-        if let Err(error) = etcd::beside(report, folder.path(), arguments.seconds, &ours).await {
-            println!("  not measured: {error}");
-        }
     }
     if arguments.wants(Part::Lists) {
         full(report, cluster, &authority, arguments).await?;
@@ -256,7 +246,7 @@ pub async fn batches(
     }
     let figures = (report.get("grpc.batch.1.16"), report.get("grpc.batch.3.16"));
     if let (Some(one), Some(three)) = figures {
-        report.goal("batches on three peers 0.6 x of one", three >= 0.6 * one, &format!("{:.2}", three / one));
+        report.figure("ratio.batch", "batches on three peers over one", three / one, "x");
     }
     Ok(())
 }
