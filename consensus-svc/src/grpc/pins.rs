@@ -18,9 +18,12 @@ use super::pin_many_reply;
 use crate::changes;
 use crate::coordinator::{Coordinator, Origin, single};
 use crate::core::{Core, unreadable};
+use crate::store::Chunk;
 
 /// Pins of one chunk of a list.
-const CHUNK_PINS: usize = 256;
+const CHUNK_PINS: usize = 512;
+/// Pins of one message, together; one alone may be more.
+const MESSAGE_BYTES: usize = 1 << 20;
 /// Chunks that wait for a slow reader.
 const LIST_QUEUE: usize = 4;
 
@@ -113,16 +116,19 @@ impl PinsService {
     }
 }
 
-/// Chunk after chunk, in constant memory. The first one is sent even when it is empty: it has the index.
+/// Chunk after chunk, in constant memory; the next one is read while one is sent. The first one is sent even when it is
+/// empty: it has the index.
 async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sender<Result<ListReply, Status>>) {
     let mut left = if call.limit == 0 { u64::MAX } else { call.limit };
-    let mut after = call.after;
+    // With a filter, few rows may be wanted of many that are looked at.
+    let rows = |left: u64| match call.types.as_slice() {
+        [] => CHUNK_PINS.min(usize::try_from(left).unwrap_or(usize::MAX)),
+        [..] => CHUNK_PINS,
+    };
+    let mut read = core.state.list(&call.after, rows(left), &call.types).await;
     let mut is_first = true;
     loop {
-        // With a filter, few rows may be wanted of many that are looked at.
-        let few = if call.types.is_empty() { usize::try_from(left).unwrap_or(usize::MAX) } else { usize::MAX };
-        let limit = CHUNK_PINS.min(few);
-        let mut chunk = match core.state.list(&after, limit, &call.types).await {
+        let mut chunk = match read {
             Ok(chunk) => chunk,
             Err(error) => {
                 let _ = replies.send(Err(unreadable(error).into())).await;
@@ -131,16 +137,38 @@ async fn list(core: Arc<Core>, call: ListCall, stale: bool, replies: mpsc::Sende
         };
         chunk.pins.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         left = left.saturating_sub(chunk.pins.len() as u64);
-        if is_first || !chunk.pins.is_empty() {
-            let reply = ListReply { pins: chunk.pins, index: chunk.index, stale };
-            if replies.send(Ok(reply)).await.is_err() {
-                return;
-            }
-            is_first = false;
+        let next = chunk.next.take().filter(|_| left > 0);
+        let is_told = is_first || !chunk.pins.is_empty();
+        let sending = async { if is_told { send(&replies, chunk, stale).await } else { Ok(()) } };
+        let Some(next) = next else {
+            let _ = sending.await;
+            return;
+        };
+        let (sent, ahead) = tokio::join!(sending, core.state.list(&next, rows(left), &call.types));
+        if sent.is_err() {
+            return;
         }
-        match chunk.next {
-            Some(next) if left > 0 => after = next,
-            Some(_) | None => return,
+        read = ahead;
+        is_first = false;
+    }
+}
+
+/// The pins of a chunk in messages that are not too large; at least one.
+async fn send(
+    replies: &mpsc::Sender<Result<ListReply, Status>>,
+    chunk: Chunk,
+    stale: bool,
+) -> Result<(), mpsc::error::SendError<Result<ListReply, Status>>> {
+    let mut pins = chunk.pins.into_iter().peekable();
+    loop {
+        let (mut message, mut bytes) = (Vec::new(), 0);
+        while let Some(pin) = pins.next_if(|pin| message.is_empty() || bytes + pin.len() <= MESSAGE_BYTES) {
+            bytes += pin.len();
+            message.push(pin);
+        }
+        replies.send(Ok(ListReply { pins: message, index: chunk.index, stale })).await?;
+        if pins.peek().is_none() {
+            return Ok(());
         }
     }
 }

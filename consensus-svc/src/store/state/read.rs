@@ -9,10 +9,11 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row};
 
 use super::State;
-use super::rows::{decode, decode_pin, outcome_in, pin_in, value};
+use super::rows::{decode, outcome_in, pin_in, value};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
 use crate::store::sqlite::ROWS;
+use crate::store::sum;
 
 const READING: &str = "read the state";
 /// Rows of one chunk of a list.
@@ -45,28 +46,54 @@ pub struct Holding {
     pub pin: types::Pin,
 }
 
-type Page<'r> = (Vec<&'r [u8]>, Option<Vec<u8>>);
-
-/// The pins of the rows, encoded, and the CID to go on after when there may be more than these.
-fn page(rows: &[SqliteRow], limit: usize) -> Result<Page<'_>> {
-    let values = rows.iter().map(|row| value(row, "a pin")).collect::<Result<Vec<_>>>()?;
-    let next = match values.last() {
-        Some(last) if rows.len() == limit => Some(decode_pin(last)?.cid),
-        Some(_) | None => None,
-    };
-    Ok((values, next))
-}
+/// A stretch of the pinset as one row: what a row costs on its way from SQLite's thread is paid once for all of it. The
+/// pins are one behind the other in the order of the inner query; ?1 has a bit for each type that is wanted.
+const STRETCH: &str = "
+    SELECT count(*), max(cid),
+        CAST(group_concat(v, '') FILTER (WHERE (1 << kind) & ?1) AS BLOB),
+        group_concat(length(v)) FILTER (WHERE (1 << kind) & ?1),
+        group_concat(coalesce(sum, '')) FILTER (WHERE (1 << kind) & ?1)
+    FROM (SELECT cid, kind, v, sum FROM pins WHERE cid > ?2 ORDER BY cid LIMIT ?3)";
+const ALL_TYPES: i64 = -1;
 
 /// Pins whose CID is above `after`, in CID order, by a connection of the caller's.
 pub async fn chunk(connection: &mut SqliteConnection, after: &[u8], limit: usize, index: u64) -> Result<Chunk> {
-    let rows = sqlx::query("SELECT v, sum FROM pins WHERE cid > ? ORDER BY cid LIMIT ?")
-        .bind(after)
-        .bind(limit as i64)
-        .fetch_all(connection)
-        .await
-        .map_err(Error::sqlite(READING))?;
-    let (values, next) = page(&rows, limit)?;
-    Ok(Chunk { pins: values.into_iter().map(Bytes::copy_from_slice).collect(), next, index })
+    let row = stretch(connection, ALL_TYPES, after, limit).await.map_err(Error::sqlite(READING))?;
+    chunk_in(&row, limit, index)
+}
+
+async fn stretch(
+    connection: &mut SqliteConnection,
+    types: i64,
+    after: &[u8],
+    limit: usize,
+) -> std::result::Result<SqliteRow, sqlx::Error> {
+    sqlx::query(STRETCH).bind(types).bind(after).bind(limit as i64).fetch_one(connection).await
+}
+
+/// The pins of a stretch, each once it is known to be what was written.
+fn chunk_in(row: &SqliteRow, limit: usize, index: u64) -> Result<Chunk> {
+    let torn = || Error::damaged("pins and their sizes do not belong together");
+    let next = if row.get::<i64, _>(0) == limit as i64 { row.get(1) } else { None };
+    let mut values: Bytes = row.get::<Option<Vec<u8>>, _>(2).unwrap_or_default().into();
+    let (sizes, sums): (Option<&str>, Option<&str>) = (row.get(3), row.get(4));
+    let (Some(sizes), Some(sums)) = (sizes, sums) else { return Ok(Chunk { pins: Vec::new(), next, index }) };
+    let mut pins = Vec::with_capacity(limit);
+    let mut sums = sums.split(',');
+    for size in sizes.split(',') {
+        let size = size.parse().ok().filter(|size| *size <= values.len()).ok_or_else(torn)?;
+        let pin = values.split_to(size);
+        let sum = match sums.next().ok_or_else(torn)? {
+            "" => None,
+            sum => Some(sum.parse().map_err(|_| torn())?),
+        };
+        sum::check(&[&pin], sum, "a pin")?;
+        pins.push(pin);
+    }
+    if !values.is_empty() || sums.next().is_some() {
+        return Err(torn());
+    }
+    Ok(Chunk { pins, next, index })
 }
 
 impl State {
@@ -82,6 +109,9 @@ impl State {
 
     /// Those of `cids` that are in the pinset, by CID.
     pub async fn get_many(&self, cids: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, types::Pin>> {
+        if cids.is_empty() {
+            return Ok(HashMap::new());
+        }
         let mut pins = HashMap::with_capacity(cids.len());
         let mut reader = self.reader().await?;
         for chunk in cids.chunks(ROWS) {
@@ -103,22 +133,13 @@ impl State {
     pub async fn list(&self, after: &[u8], limit: usize, types: &[i32]) -> Result<Chunk> {
         let limit = limit.min(CHUNK_ROWS);
         let index = self.applied_index();
-        let mut reader = self.reader().await?;
-        let sql = match types {
-            [] => "SELECT v, sum FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
-            [..] => "SELECT v, sum, kind FROM pins WHERE cid > ? ORDER BY cid LIMIT ?",
+        let wanted = match types {
+            [] => ALL_TYPES,
+            [..] => types.iter().filter(|kind| (0..63).contains(*kind)).fold(0, |mask, kind| mask | 1 << kind),
         };
-        let rows = sqlx::query(sql)
-            .bind(after)
-            .bind(limit as i64)
-            .fetch_all(&mut *reader)
-            .await
-            .map_err(|error| self.unreadable(error))?;
-        let (values, next) = page(&rows, limit)?;
-        let is_wanted = |row: &SqliteRow| types.is_empty() || types.contains(&row.get("kind"));
-        let wanted = rows.iter().zip(values).filter(|(row, _)| is_wanted(row));
-        let pins = wanted.map(|(_, pin)| Bytes::copy_from_slice(pin)).collect();
-        Ok(Chunk { pins, next, index })
+        let mut reader = self.reader().await?;
+        let row = stretch(&mut reader, wanted, after, limit).await.map_err(|error| self.unreadable(error))?;
+        chunk_in(&row, limit, index)
     }
 
     /// What the command with this request key came to. Whether the key still counts is for `pinset` to say.
