@@ -53,6 +53,11 @@ impl Error {
         }
     }
 
+    /// A row that was to be new is there.
+    pub(super) fn is_of_a_known_row(&self) -> bool {
+        matches!(self, Error::Sqlite { source, .. } if source.as_database_error().is_some_and(|e| e.is_unique_violation()))
+    }
+
     pub(super) fn damaged(what: impl Into<String>) -> Error {
         Error::Damaged(what.into())
     }

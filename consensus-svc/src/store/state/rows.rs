@@ -168,6 +168,13 @@ pub struct Rows {
     checkpoints: Checkpoints,
 }
 
+/// See [`Rows::mark`].
+pub struct Mark {
+    pins_sum: i64,
+    slots: i64,
+    next_pin: i64,
+}
+
 /// Statements that go to SQLite's thread as one. The hop there and back costs more than a small statement; large ones
 /// go alone, so that few different texts have to stay prepared.
 #[derive(Default)]
@@ -256,6 +263,25 @@ impl Rows {
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
         query.execute(&mut self.connection).await.map_err(Error::sqlite(WRITING))?;
         Ok(())
+    }
+
+    /// What a transaction changes in memory, for [`Rows::return_to`].
+    pub fn mark(&self) -> Mark {
+        Mark { pins_sum: self.pins_sum, slots: self.slots.len() as i64, next_pin: self.next_pin }
+    }
+
+    /// Takes the transaction back.
+    pub async fn roll_back(&mut self) -> Result<()> {
+        self.waiting = Waiting::default();
+        self.execute("ROLLBACK").await
+    }
+
+    /// What was counted in memory is as it was; no transaction is open.
+    pub fn return_to(&mut self, mark: Mark) {
+        self.waiting = Waiting::default();
+        self.pins_sum = mark.pins_sum;
+        self.slots.retain(|_, slot| *slot < mark.slots);
+        self.next_pin = mark.next_pin;
     }
 
     pub fn next_pin(&mut self) -> i64 {

@@ -86,6 +86,36 @@ async fn allocated(state: &State, holder: usize) -> Vec<Vec<u8>> {
     cids
 }
 
+/// Goal: pins that were proposed as new are not new because somebody said so: one that is there is told as moved and stays
+/// as it was, those beside it are written, and the counters and sums agree with the rows.
+#[tokio::test]
+async fn rows_taken_for_new_may_be_there() {
+    let folder = TempDir::new().unwrap();
+    let state = open(&folder).await;
+    state.apply(vec![found(1)]).await.unwrap();
+    state.apply(vec![put(2, vec![pin(&cid(1), &[0]), pin(&cid(2), &[1])], 0)]).await.unwrap();
+    // The holder of the new pin is one that no row names yet.
+    let batch = vec![put(3, vec![pin(&cid(3), &[2])], 0), put(4, vec![pin(&cid(2), &[2]), pin(&cid(4), &[2])], 0)];
+    let outcomes = state.apply(batch).await.unwrap();
+    let moved = ItemOutcome::Stale(crate::pinset::Stale::Moved);
+    let Some(Outcome::Items(items)) = &outcomes[1] else { panic!() };
+    assert_eq!(*items, [moved.clone(), ItemOutcome::Written(4)]);
+    // Twice in one batch: the second one is told what the first one did.
+    let batch = vec![put(5, vec![pin(&cid(5), &[0])], 0), put(6, vec![pin(&cid(5), &[1])], 0)];
+    let Some(Outcome::Items(items)) = state.apply(batch).await.unwrap().remove(1) else { panic!() };
+    assert_eq!(items, [moved]);
+
+    for state in [state.clone(), open(&folder).await] {
+        state.verify().await.unwrap();
+        assert_eq!((state.applied_index(), state.pin_count()), (6, 5));
+        let mut revisions: Vec<u64> = list_all(&state, &[]).await.iter().map(|pin| pin.revision).collect();
+        revisions.sort_unstable();
+        assert_eq!(revisions, [2, 2, 3, 4, 5]);
+        assert_eq!(allocated(&state, 1).await, [cid(2)]);
+        assert_eq!(allocated(&state, 2).await, [cid(4), cid(3)]);
+    }
+}
+
 /// Goal: after many batches of mixed commands and a restart without closing, rows, indexes and counters agree with
 /// what the commands say.
 #[tokio::test]

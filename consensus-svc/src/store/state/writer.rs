@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pinfold_proto::storage;
+use pinfold_proto::storage::command::Command as Kind;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +15,7 @@ use super::rows::{self, Held, Loaded, Put, Rows, Scope};
 use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
 use crate::store::error::{Error, Result};
-use crate::store::record::{Membership, Payload, Record};
+use crate::store::record::{LogId, Membership, Payload, Record};
 use crate::store::sqlite::{self, Sync};
 
 /// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
@@ -118,11 +120,61 @@ impl Writer {
     async fn apply(&mut self, records: &[Record]) -> Result<Vec<Option<Outcome>>> {
         let Some(last) = records.last().map(|record| record.id) else { return Ok(Vec::new()) };
         self.check_order(records)?;
+        if let Some(outcomes) = self.apply_to_new_rows(records, last).await? {
+            return Ok(outcomes);
+        }
         let mut loaded = HashMap::new();
         let (cids, keys) = named(records);
         self.rows.load_pins(&mut self.view, &mut loaded, cids).await?;
         self.rows.load_keys(&mut self.view, keys).await?;
+        let (outcomes, membership) = self.apply_each(records)?;
+        let dirty = self.view.take_dirty();
+        self.rows.begin().await?;
+        self.write(&dirty, loaded).await?;
+        self.meta.membership = membership.unwrap_or_else(|| self.meta.membership.clone());
+        self.rows.commit(last, &self.view, &self.meta.membership).await?;
+        self.applied_up_to(last, dirty);
+        Ok(outcomes)
+    }
 
+    /// Applies a batch that only puts what its proposers took for new, without a look at what is there: every one of the
+    /// rows has to be inserted, and the table refuses one whose CID it has. `None`: one is not new, or is not inserted for
+    /// another reason, or the batch is of another kind; nothing has changed.
+    async fn apply_to_new_rows(&mut self, records: &[Record], last: LogId) -> Result<Option<Vec<Option<Outcome>>>> {
+        if self.rows.scope() == Scope::Rehearsed || !records.iter().all(puts_new_rows) {
+            return Ok(None);
+        }
+        let (pin_count, pruned_minute) = (self.view.pin_count, self.view.pruned_minute);
+        let rows = self.rows.mark();
+        let (cids, _) = named(records);
+        let count = cids.len();
+        self.view.pins.extend(cids.into_iter().map(|cid| (cid, None)));
+        let (outcomes, _) = self.apply_each(records)?;
+        let dirty = self.view.take_dirty();
+        let is_row = |cid: &Vec<u8>| self.view.pins.get(cid).is_some_and(Option::is_some);
+        if dirty.pins.len() == count && dirty.pins.iter().all(is_row) {
+            let written = async {
+                self.rows.begin().await?;
+                self.write(&dirty, HashMap::new()).await?;
+                self.rows.commit(last, &self.view, &self.meta.membership).await
+            };
+            match written.await {
+                Ok(()) => {
+                    self.applied_up_to(last, dirty);
+                    return Ok(Some(outcomes));
+                }
+                Err(error) if error.is_of_a_known_row() => self.rows.roll_back().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.rows.return_to(rows);
+        (self.view.pin_count, self.view.pruned_minute) = (pin_count, pruned_minute);
+        self.view.forget_rows();
+        Ok(None)
+    }
+
+    /// Entry by entry, on the rows that were loaded. The outcomes, and the last membership among them.
+    fn apply_each(&mut self, records: &[Record]) -> Result<(Vec<Option<Outcome>>, Option<Membership>)> {
         let mut outcomes = Vec::with_capacity(records.len());
         let mut membership = None;
         for record in records {
@@ -138,16 +190,13 @@ impl Writer {
                 }
             });
         }
+        Ok((outcomes, membership))
+    }
 
-        let dirty = self.view.take_dirty();
-        self.rows.begin().await?;
-        self.write(&dirty, loaded).await?;
-        self.meta.membership = membership.unwrap_or_else(|| self.meta.membership.clone());
-        self.rows.commit(last, &self.view, &self.meta.membership).await?;
+    fn applied_up_to(&mut self, last: LogId, dirty: Dirty) {
         self.meta.applied = Some(last);
         self.view.forget_rows();
         self.publish(dirty);
-        Ok(outcomes)
     }
 
     /// Entries are applied once and in order.
@@ -303,6 +352,17 @@ pub async fn sync(connection: &mut SqliteConnection, path: &Path) -> Result<()> 
         tokio::task::spawn_blocking(move || files::sync_wal(&path)).await.map_err(|_| Error::Closed)??;
     }
     Ok(())
+}
+
+/// Whether the entry only puts pins that were not there when it was proposed, and keeps no outcome under a key.
+fn puts_new_rows(record: &Record) -> bool {
+    let Payload::Command(proposal) = &record.payload else { return false };
+    let command = &proposal.command;
+    let is_new = |put: &storage::Put| put.expected_revision == 0 && put.request_key.is_empty();
+    match &command.command {
+        Some(Kind::PutMany(many)) => command.request_key.is_empty() && many.puts.iter().all(is_new),
+        Some(_) | None => false,
+    }
 }
 
 /// The rows that the batch needs, each once.
