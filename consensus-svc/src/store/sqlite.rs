@@ -17,8 +17,11 @@ const STATEMENT_CACHE: usize = 1024;
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// Rows that SQLite's thread may be ahead of a reader.
 const ROW_BUFFER: usize = 1024;
-/// Pages of 4 KiB in the write-ahead log before they are moved to the file.
-const CHECKPOINT_PAGES: u64 = 4096;
+/// Pages of 4 KiB in the write-ahead log before they are moved to the file. Those of the log are written once or twice.
+pub const LOG_CHECKPOINT_PAGES: u64 = 4096;
+/// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
+/// is moved once. A checkpoint waits for the disk twice, and everything that is to be applied waits for it.
+pub const STATE_CHECKPOINT_PAGES: u64 = 12_288;
 const PAGE_BYTES: usize = 4096;
 /// The write-ahead log's file is cut back to this after a checkpoint.
 const WAL_KEEP_BYTES: u64 = 64 << 20;
@@ -93,16 +96,21 @@ pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
 pub struct Checkpoints {
     /// Pages written since the last look, estimated, rather too many than too few.
     pages: u64,
-}
-
-impl Default for Checkpoints {
-    /// What a file that was not closed has waiting is unknown: the first commit looks.
-    fn default() -> Checkpoints {
-        Checkpoints { pages: CHECKPOINT_PAGES }
-    }
+    /// At so many they are moved.
+    most: u64,
 }
 
 impl Checkpoints {
+    /// What a file that was not closed has waiting is unknown: the first commit looks.
+    pub fn at(most: u64) -> Checkpoints {
+        Checkpoints { pages: most, most }
+    }
+
+    /// How much was written is not known.
+    pub fn look_next(&mut self) {
+        self.pages = self.most;
+    }
+
     /// `rows` were written, with `bytes` in them that do not fit into one page.
     pub fn wrote(&mut self, rows: usize, bytes: usize) {
         /// A leaf of the table and one of each of two indexes.
@@ -112,11 +120,11 @@ impl Checkpoints {
 
     /// Outside of a transaction.
     pub async fn keep_up(&mut self, connection: &mut SqliteConnection) -> Result<()> {
-        if self.pages < CHECKPOINT_PAGES {
+        if self.pages < self.most {
             return Ok(());
         }
         self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(NOOP)").await?;
-        if self.pages >= CHECKPOINT_PAGES {
+        if self.pages >= self.most {
             self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(PASSIVE)").await?;
         }
         Ok(())

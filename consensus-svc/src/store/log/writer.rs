@@ -13,7 +13,7 @@ use super::cache::{Cache, Cached};
 use super::{Done, Shared};
 use crate::store::error::{Error, Failure, Result};
 use crate::store::record::{GroupBuilder, LogId, Record, Vote, split_group};
-use crate::store::sqlite::{Checkpoints, Many, field};
+use crate::store::sqlite::{Checkpoints, LOG_CHECKPOINT_PAGES, Many, field};
 use crate::store::sum;
 
 /// Writes in one transaction.
@@ -160,7 +160,7 @@ struct Answers {
 impl Writer {
     pub fn new(connection: SqliteConnection, shared: Weak<Shared>, failure: Failure) -> Writer {
         let insert = Many::new("INSERT INTO groups (first, last, committed, entries, sum) VALUES ", "(?,?,?,?,?)", "");
-        Writer { connection, shared, failure, insert, checkpoints: Checkpoints::default() }
+        Writer { connection, shared, failure, insert, checkpoints: Checkpoints::at(LOG_CHECKPOINT_PAGES) }
     }
 
     pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
@@ -286,7 +286,7 @@ impl Writer {
     async fn purge(&mut self, upto: LogId) -> Result<()> {
         // A group that reaches beyond stays whole; what was purged of it is skipped when it is read. How many there were
         // is not known.
-        self.checkpoints = Checkpoints::default();
+        self.checkpoints.look_next();
         sqlx::query("DELETE FROM groups WHERE last <= ?")
             .bind(upto.index as i64)
             .execute(&mut self.connection)

@@ -13,7 +13,7 @@ use super::Meta;
 use crate::pinset::{KeyRange, PeerTable, View};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
-use crate::store::sqlite::{Checkpoints, Many, ROWS, field};
+use crate::store::sqlite::{Checkpoints, Many, ROWS, STATE_CHECKPOINT_PAGES, field};
 use crate::store::sum;
 
 pub const VERSION: i64 = 2;
@@ -205,7 +205,7 @@ impl Rows {
             slots,
             next_pin,
             waiting: Waiting::default(),
-            checkpoints: Checkpoints::default(),
+            checkpoints: Checkpoints::at(STATE_CHECKPOINT_PAGES),
         })
     }
 
