@@ -233,15 +233,29 @@ pub async fn prepare(
     Ok(found)
 }
 
-/// Whether the file's pages and trees are sound. What the rows hold is not looked at.
+/// Whether the file's pages, trees and indexes are sound. What the rows hold is not looked at.
 pub async fn check_structure(connection: &mut SqliteConnection) -> Result<()> {
-    let doing = "check a database";
-    let row = sqlx::query("PRAGMA integrity_check(1)").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
-    let verdict: String = row.get(0);
-    if verdict == "ok" {
-        return Ok(());
+    check(connection, "PRAGMA integrity_check(1)").await
+}
+
+/// The same without a look for each row in each index, which is most of the work.
+pub async fn check_pages(connection: &mut SqliteConnection) -> Result<()> {
+    check(connection, "PRAGMA quick_check(1)").await
+}
+
+/// As [`check_structure`], of one table: `pragma` is `PRAGMA integrity_check(table)`.
+pub async fn check_table(connection: &mut SqliteConnection, pragma: &'static str) -> Result<()> {
+    check(connection, pragma).await
+}
+
+async fn check(connection: &mut SqliteConnection, pragma: &'static str) -> Result<()> {
+    let rows = sqlx::query(pragma).fetch_all(connection).await.map_err(Error::sqlite("check a database"))?;
+    let verdict: Option<&str> = rows.first().map(|row| row.get(0));
+    match verdict {
+        Some("ok") => Ok(()),
+        Some(verdict) => Err(Error::damaged(format!("the database is damaged: {verdict}"))),
+        None => Err(Error::damaged("the database is damaged: its check says nothing")),
     }
-    Err(Error::damaged(format!("the database is damaged: {verdict}")))
 }
 
 /// One field of a row. A row of another type than was ever written there is damage, never a reason to panic.

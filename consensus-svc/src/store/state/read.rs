@@ -12,7 +12,7 @@ use super::State;
 use super::rows::{decode, outcome_in, pin_in, value};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
-use crate::store::sqlite::ROWS;
+use crate::store::sqlite::{ROWS, field};
 use crate::store::sum;
 
 const READING: &str = "read the state";
@@ -74,9 +74,9 @@ async fn stretch(
 /// The pins of a stretch, each once it is known to be what was written.
 fn chunk_in(row: &SqliteRow, limit: usize, index: u64) -> Result<Chunk> {
     let torn = || Error::damaged("pins and their sizes do not belong together");
-    let next = if row.get::<i64, _>(0) == limit as i64 { row.get(1) } else { None };
-    let mut values: Bytes = row.get::<Option<Vec<u8>>, _>(2).unwrap_or_default().into();
-    let (sizes, sums): (Option<&str>, Option<&str>) = (row.get(3), row.get(4));
+    let next = if field::<i64>(row, 0)? == limit as i64 { field(row, 1)? } else { None };
+    let mut values: Bytes = field::<Option<Vec<u8>>>(row, 2)?.unwrap_or_default().into();
+    let (sizes, sums): (Option<&str>, Option<&str>) = (field(row, 3)?, field(row, 4)?);
     let (Some(sizes), Some(sums)) = (sizes, sums) else { return Ok(Chunk { pins: Vec::new(), next, index }) };
     let mut pins = Vec::with_capacity(limit);
     let mut sums = sums.split(',');

@@ -4,10 +4,9 @@
 use std::collections::HashMap;
 
 use pinfold_proto::types;
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::rows::{expire_at, pin_in};
+use super::rows::{decode_pin, expire_at};
 use crate::store::error::{Error, Result};
 use crate::store::sqlite::{self, field};
 use crate::store::sum;
@@ -15,6 +14,34 @@ use crate::store::sum;
 const VERIFYING: &str = "verify the state";
 /// Rows read at once.
 const ROWS: i64 = 2000;
+/// Where every row is looked for in every index; of the large ones, what is in their indexes is compared by sums.
+const SMALL_TABLES: [&str; 5] = [
+    "PRAGMA integrity_check(keys)",
+    "PRAGMA integrity_check(holders)",
+    "PRAGMA integrity_check(peers)",
+    "PRAGMA integrity_check(settings)",
+    "PRAGMA integrity_check(status)",
+];
+/// As [`super::read`] reads pins: many rows as one, what is of one column side by side.
+const PINS: &str = "
+    SELECT max(id), group_concat(id), CAST(group_concat(cid, '') AS BLOB), group_concat(length(cid)),
+        group_concat(kind), group_concat(coalesce(expire_at, '')), CAST(group_concat(v, '') AS BLOB),
+        group_concat(length(v)), group_concat(coalesce(sum, ''))
+    FROM (SELECT id, cid, kind, expire_at, v, sum FROM pins NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?)";
+/// Nothing of it is in the table, so only the index is read.
+const CIDS: &str = "
+    SELECT CAST(group_concat(cid, '') AS BLOB), group_concat(length(cid)), group_concat(id)
+    FROM (SELECT cid, id FROM pins INDEXED BY sqlite_autoindex_pins_1 WHERE cid > ? ORDER BY cid LIMIT ?)";
+/// Stands in for the first number of a triple.
+const EXPIRY: i64 = 2;
+const EXPIRIES: &str = "
+    SELECT group_concat(2), group_concat(expire_at), group_concat(id)
+    FROM (SELECT expire_at, id FROM pins INDEXED BY pins_by_expiry
+        WHERE expire_at IS NOT NULL AND (expire_at, id) > (?2, ?3) ORDER BY expire_at, id LIMIT ?4)";
+const ALLOCATIONS: &str = "
+    SELECT group_concat(leaving), group_concat(holder), group_concat(pin)
+    FROM (SELECT leaving, holder, pin FROM allocations WHERE (leaving, holder, pin) > (?, ?, ?)
+        ORDER BY leaving, holder, pin LIMIT ?)";
 
 /// Compares everything.
 pub async fn verify(connection: &mut SqliteConnection) -> Result<()> {
@@ -26,7 +53,10 @@ pub async fn verify(connection: &mut SqliteConnection) -> Result<()> {
 
 /// As [`verify`], for a caller that has the transaction, or is the only one at the file.
 pub async fn verify_in_transaction(connection: &mut SqliteConnection) -> Result<()> {
-    sqlite::check_structure(connection).await?;
+    sqlite::check_pages(connection).await?;
+    for pragma in SMALL_TABLES {
+        sqlite::check_table(connection, pragma).await?;
+    }
     let slots = slots(connection).await?;
     let found = pins(connection, &slots).await?;
     let row = sqlx::query("SELECT pin_count, pins_sum FROM status").fetch_one(&mut *connection).await;
@@ -38,8 +68,14 @@ pub async fn verify_in_transaction(connection: &mut SqliteConnection) -> Result<
             found.count
         )));
     }
-    if allocations(connection).await? != found.allocations {
-        return Err(Error::damaged("the index of the allocations is not that of the pins"));
+    for (index, is, should) in [
+        ("CIDs", cids(connection).await?, found.cids),
+        ("expiry", triples(connection, EXPIRIES, EXPIRY).await?, found.expiries),
+        ("allocations", triples(connection, ALLOCATIONS, 0).await?, found.allocations),
+    ] {
+        if is != should {
+            return Err(Error::damaged(format!("the index of the {index} is not that of the pins")));
+        }
     }
     Ok(())
 }
@@ -50,37 +86,58 @@ async fn slots(connection: &mut SqliteConnection) -> Result<HashMap<Vec<u8>, i64
     rows.map_err(Error::sqlite(VERIFYING))?.iter().map(|row| Ok((field(row, 1)?, field(row, 0)?))).collect()
 }
 
+/// Sums over all pins, wrapping, to be compared with those of what lies beside them.
 #[derive(Default)]
 struct Found {
     count: i64,
     sum: i64,
+    cids: i64,
+    expiries: i64,
     allocations: i64,
 }
 
-/// By the index of the CIDs, so that it is compared with the rows.
+/// In the order in which they lie in the file. The next rows are read while these are looked at.
 async fn pins(connection: &mut SqliteConnection, slots: &HashMap<Vec<u8>, i64>) -> Result<Found> {
     let mut found = Found::default();
-    let mut after: Vec<u8> = Vec::new();
-    loop {
-        let sql = "SELECT id, cid, kind, expire_at, v, sum FROM pins WHERE cid > ? ORDER BY cid LIMIT ?";
-        let rows = sqlx::query(sql).bind(after.as_slice()).bind(ROWS).fetch_all(&mut *connection).await;
-        let rows = rows.map_err(Error::sqlite(VERIFYING))?;
-        for row in &rows {
-            let pin = pin_in(row)?;
-            let is_as_indexed = field::<&[u8]>(row, 1)? == pin.cid
-                && field::<i32>(row, 2)? == pin.r#type
-                && field::<Option<i64>>(row, 3)? == expire_at(&pin);
-            if !is_as_indexed {
+    let mut row = pins_after(connection, i64::MIN).await?;
+    while let Some(last) = field::<Option<i64>>(&row, 0)? {
+        let (next, looked) = tokio::join!(pins_after(connection, last), async { found.look_at(&row, slots) });
+        looked?;
+        row = next?;
+    }
+    Ok(found)
+}
+
+async fn pins_after(connection: &mut SqliteConnection, after: i64) -> Result<SqliteRow> {
+    let row = sqlx::query(PINS).bind(after).bind(ROWS).fetch_one(connection).await;
+    row.map_err(Error::sqlite(VERIFYING))
+}
+
+impl Found {
+    fn look_at(&mut self, row: &SqliteRow, slots: &HashMap<Vec<u8>, i64>) -> Result<()> {
+        let mut ids = Numbers::of(row, 1)?;
+        let bytes = |column: usize| Ok::<_, Error>(field::<Option<&[u8]>>(row, column)?.unwrap_or_default());
+        let (mut cids, mut cid_sizes) = (bytes(2)?, Numbers::of(row, 3)?);
+        let (mut kinds, mut expiries) = (Numbers::of(row, 4)?, Numbers::of(row, 5)?);
+        let (mut values, mut value_sizes) = (bytes(6)?, Numbers::of(row, 7)?);
+        let mut sums = Numbers::of(row, 8)?;
+        while let Some(id) = ids.next()? {
+            let (cid, value) = (piece(&mut cids, cid_sizes.must()?)?, piece(&mut values, value_sizes.must()?)?);
+            let (kind, expiry, sum) = (kinds.must()?, expiries.may()?, sums.may()?);
+            sum::check(&[value], sum, "a pin")?;
+            let pin = decode_pin(value)?;
+            if cid != pin.cid || kind != i64::from(pin.r#type) || expiry != expire_at(&pin) {
                 return Err(Error::damaged("a pin is not the one that its row says"));
             }
-            found.count += 1;
-            found.sum = found.sum.wrapping_add(field::<Option<i64>>(row, 5)?.unwrap_or(0));
-            found.allocations = found.allocations.wrapping_add(held(&pin, field(row, 0)?, slots)?);
+            self.count += 1;
+            self.sum = self.sum.wrapping_add(sum.unwrap_or(0));
+            self.cids = self.cids.wrapping_add(mark_of_cid(cid, id));
+            if let Some(expiry) = expiry {
+                self.expiries = self.expiries.wrapping_add(mark(EXPIRY, expiry, id));
+            }
+            self.allocations = self.allocations.wrapping_add(held(&pin, id, slots)?);
         }
-        match rows.last() {
-            Some(last) => after = last.get(1),
-            None => return Ok(found),
-        }
+        if !cids.is_empty() || !values.is_empty() { Err(torn()) } else { Ok(()) }
     }
 }
 
@@ -94,25 +151,99 @@ fn held(pin: &types::Pin, id: i64, slots: &HashMap<Vec<u8>, i64>) -> Result<i64>
     Ok(sum)
 }
 
-async fn allocations(connection: &mut SqliteConnection) -> Result<i64> {
+/// The index of the CIDs, which is in their order.
+async fn cids(connection: &mut SqliteConnection) -> Result<i64> {
     let mut sum: i64 = 0;
-    let mut after = (-1_i64, 0_i64, 0_i64);
+    let mut after: Vec<u8> = Vec::new();
     loop {
-        let sql = "SELECT leaving, holder, pin FROM allocations WHERE (leaving, holder, pin) > (?, ?, ?) \
-                   ORDER BY leaving, holder, pin LIMIT ?";
-        let query = sqlx::query(sql).bind(after.0).bind(after.1).bind(after.2).bind(ROWS);
-        let rows = query.fetch_all(&mut *connection).await.map_err(Error::sqlite(VERIFYING))?;
-        for row in &rows {
-            after = (field(row, 0)?, field(row, 1)?, field(row, 2)?);
-            sum = sum.wrapping_add(mark(after.0, after.1, after.2));
+        let query = sqlx::query(CIDS).bind(after.as_slice()).bind(ROWS);
+        let row = query.fetch_one(&mut *connection).await.map_err(Error::sqlite(VERIFYING))?;
+        let mut bytes = field::<Option<&[u8]>>(&row, 0)?.unwrap_or_default();
+        let (mut sizes, mut ids) = (Numbers::of(&row, 1)?, Numbers::of(&row, 2)?);
+        let mut before: &[u8] = &after;
+        while let Some(size) = sizes.next()? {
+            let cid = piece(&mut bytes, size)?;
+            if cid <= before {
+                return Err(Error::damaged("the index of the CIDs is not in their order"));
+            }
+            sum = sum.wrapping_add(mark_of_cid(cid, ids.must()?));
+            before = cid;
         }
-        if rows.is_empty() {
+        if before == after.as_slice() {
+            return Ok(sum);
+        }
+        after = before.to_vec();
+    }
+}
+
+/// What has three numbers for each row, or two and `first`, each of which is above the one before it.
+async fn triples(connection: &mut SqliteConnection, sql: &'static str, first: i64) -> Result<i64> {
+    let mut sum: i64 = 0;
+    let mut after = (first, i64::MIN, i64::MIN);
+    loop {
+        let query = sqlx::query(sql).bind(after.0).bind(after.1).bind(after.2).bind(ROWS);
+        let row = query.fetch_one(&mut *connection).await.map_err(Error::sqlite(VERIFYING))?;
+        let mut columns = [Numbers::of(&row, 0)?, Numbers::of(&row, 1)?, Numbers::of(&row, 2)?];
+        let before = after;
+        let [firsts, seconds, thirds] = &mut columns;
+        while let Some(number) = firsts.next()? {
+            // The next rows begin after the highest of these.
+            let found = (number, seconds.must()?, thirds.must()?);
+            after = after.max(found);
+            sum = sum.wrapping_add(mark(found.0, found.1, found.2));
+        }
+        if after == before {
             return Ok(sum);
         }
     }
 }
 
+/// A column of many rows, as SQLite puts it together.
+struct Numbers<'r>(Option<std::str::Split<'r, char>>);
+
+impl<'r> Numbers<'r> {
+    fn of(row: &'r SqliteRow, column: usize) -> Result<Numbers<'r>> {
+        Ok(Numbers(field::<Option<&str>>(row, column)?.map(|text| text.split(','))))
+    }
+
+    /// `None`: after the last row.
+    fn next(&mut self) -> Result<Option<i64>> {
+        let text = self.0.as_mut().and_then(Iterator::next);
+        text.map(|text| text.parse().map_err(|_| torn())).transpose()
+    }
+
+    /// Of a row that there is.
+    fn must(&mut self) -> Result<i64> {
+        self.next()?.ok_or_else(torn)
+    }
+
+    /// The same of a column that may be empty.
+    fn may(&mut self) -> Result<Option<i64>> {
+        match self.0.as_mut().and_then(Iterator::next).ok_or_else(torn)? {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| torn()),
+        }
+    }
+}
+
+/// The next `size` bytes.
+fn piece<'r>(bytes: &mut &'r [u8], size: i64) -> Result<&'r [u8]> {
+    let size = usize::try_from(size).map_err(|_| torn())?;
+    let (piece, rest) = bytes.split_at_checked(size).ok_or_else(torn)?;
+    *bytes = rest;
+    Ok(piece)
+}
+
+fn torn() -> Error {
+    Error::damaged("the columns of rows do not belong together")
+}
+
 /// One row of the allocations, so that sums of them can be compared.
 fn mark(leaving: i64, holder: i64, pin: i64) -> i64 {
     sum::of(&[&leaving.to_be_bytes(), &holder.to_be_bytes(), &pin.to_be_bytes()])
+}
+
+/// The same of an entry of the index of the CIDs.
+fn mark_of_cid(cid: &[u8], id: i64) -> i64 {
+    sum::of(&[cid, &id.to_be_bytes()])
 }
