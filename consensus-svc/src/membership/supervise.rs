@@ -34,11 +34,26 @@ pub async fn supervise(core: Arc<Core>, shutdown: Shutdown) {
             tokio::select! {
                 () = tokio::time::sleep(SUPERVISE_INTERVAL) => {}
                 () = core.membership_changed.notified() => {}
+                () = learner_catches_up(&core) => {}
                 changed = facts.changed() => if changed.is_err() { return },
             }
         }
     };
     shutdown.race(work).await;
+}
+
+/// Until a learner is close enough to vote that was not when this began.
+async fn learner_catches_up(core: &Core) {
+    let mut status = core.raft.status();
+    let close = |status: &RaftStatus| status.learners.iter().filter(|node| is_close(status, **node)).count();
+    let before = close(&status.borrow_and_update());
+    if status.wait_for(|status| close(status) > before).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+fn is_close(status: &RaftStatus, node: u64) -> bool {
+    status.lag(node).is_some_and(|lag| lag < MAX_LAG_TO_VOTE)
 }
 
 /// What to do next; `None`: all is as it should be.
@@ -91,7 +106,6 @@ fn next_step(rules: &Rules, peers: &PeerTable, status: &RaftStatus) -> Option<St
     if status.voters.len() >= max_voters {
         return None;
     }
-    let is_close = |node: &u64| status.lag(*node).is_some_and(|lag| lag < MAX_LAG_TO_VOTE);
     let last_contact = |node: &u64| status.followers.get(node).and_then(|follower| follower.last_contact);
     let is_there = |node: &u64| last_contact(node).is_some_and(|at| at >= since);
     let stays = |node: &u64| {
@@ -100,7 +114,12 @@ fn next_step(rules: &Rules, peers: &PeerTable, status: &RaftStatus) -> Option<St
             State::Away | State::Removed => false,
         })
     };
-    status.learners.iter().copied().find(|node| is_close(node) && is_there(node) && stays(node)).map(Step::Promote)
+    status
+        .learners
+        .iter()
+        .copied()
+        .find(|node| is_close(status, *node) && is_there(node) && stays(node))
+        .map(Step::Promote)
 }
 
 /// Whether a step was done, so that the next one may follow at once.
