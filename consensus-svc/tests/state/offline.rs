@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use pinfold_common::Error;
+use pinfold_common::files::{PRIVATE, write_once};
+use pinfold_common::identity::Identity;
 use pinfold_common::json::PinJson;
 use pinfold_common::member::Member;
 use pinfold_proto::consensus::UnpinCall;
@@ -327,7 +329,11 @@ async fn seed_e1_e3_the_first_format() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/testdata/format1");
     let expected = std::fs::read_to_string(sample.join("export.jsonl")).unwrap();
     let cluster = Cluster::new();
-    let mut peer = cluster.peer_of(pinfold_common::identity::Identity::load(&sample).unwrap()).await;
+    // Its key is the owner's alone again, which a checkout does not keep.
+    let own = tempfile::tempdir().unwrap();
+    let identity = std::fs::read(sample.join("identity.json")).unwrap();
+    write_once(&own.path().join("identity.json"), &identity, PRIVATE).unwrap();
+    let mut peer = cluster.peer_of(Identity::load(own.path()).unwrap()).await;
     peer.set("backup.interval", "0s".into());
     peer.write_folder();
     let raft = peer.path().join("raft");

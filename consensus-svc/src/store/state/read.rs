@@ -217,7 +217,7 @@ impl State {
     pub async fn holders(&self) -> Result<Vec<Vec<u8>>> {
         let mut reader = self.reader().await?;
         let rows = sqlx::query("SELECT peer FROM holders ORDER BY slot").fetch_all(&mut *reader).await;
-        Ok(rows.map_err(|error| self.unreadable(error))?.iter().map(|row| row.get(0)).collect())
+        rows.map_err(|error| self.unreadable(error))?.iter().map(|row| field(row, 0)).collect()
     }
 
     /// Pins that `peer` is leaving, after row `after` (0: from the start).
@@ -236,7 +236,7 @@ impl State {
             .fetch_all(&mut *reader)
             .await
             .map_err(|error| self.unreadable(error))?;
-        rows.iter().map(|row| Ok(Holding { row: row.get(0), pin: pin_in(row)? })).collect()
+        rows.iter().map(|row| Ok(Holding { row: field(row, 0)?, pin: pin_in(row)? })).collect()
     }
 
     /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory.
@@ -245,9 +245,9 @@ impl State {
         let mut snapshot = reader.begin().await.map_err(|error| self.unreadable(error))?;
         let row = sqlx::query("SELECT applied, lineage, pin_count FROM status").fetch_one(&mut *snapshot).await;
         let row = row.map_err(|error| self.unreadable(error))?;
-        let applied = row.get::<Option<&[u8]>, _>(0).map(|bytes| decode::<storage::LogId>(bytes, "a log ID"));
+        let applied = field::<Option<&[u8]>>(&row, 0)?.map(|bytes| decode::<storage::LogId>(bytes, "a log ID"));
         let index = applied.transpose()?.map_or(0, |applied| applied.index);
-        let (lineage, pins) = (row.get::<i64, _>(1) as u64, row.get::<i64, _>(2) as u64);
+        let (lineage, pins) = (field::<i64>(&row, 1)? as u64, field::<i64>(&row, 2)? as u64);
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut rows = sqlx::query("SELECT v, sum FROM pins ORDER BY cid").fetch(&mut *snapshot);
         while let Some(row) = rows.try_next().await.map_err(|error| self.unreadable(error))? {
