@@ -34,6 +34,9 @@ const READERS: u32 = 4;
 const QUEUED_CHANGES: usize = 256;
 /// Look-ups waiting for the reader; then their callers wait.
 const QUEUED_QUESTIONS: usize = 1024;
+/// Negative: KiB of page cache of a connection. What is not in it is in the kernel's.
+const WRITER_CACHE: &str = "-2048";
+const READER_CACHE: &str = "-512";
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// What the tables below are called among versions of them; another one is refused.
 const SCHEMA_VERSION: i64 = 1;
@@ -106,7 +109,9 @@ impl Index {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_DEADLINE)
             .disable_statement_logging();
-        let mut connection = options.clone().connect().await.map_err(failed("open"))?;
+        let writing = options.clone().pragma("cache_size", WRITER_CACHE);
+        let options = options.pragma("cache_size", READER_CACHE);
+        let mut connection = writing.connect().await.map_err(failed("open"))?;
         sqlx::raw_sql(SCHEMA).execute(&mut connection).await.map_err(failed("make tables"))?;
         let rows =
             sqlx::query("SELECT key, value FROM meta").fetch_all(&mut connection).await.map_err(failed("read"))?;
