@@ -42,12 +42,13 @@ pub struct Holding {
 pub struct Ledger {
     accounts: HashMap<PeerId, Account>,
     holdings: HashMap<PeerId, Holding>,
+    mean_item_bytes: f64,
     settled: Instant,
 }
 
 impl Ledger {
     pub fn new(now: Instant) -> Ledger {
-        Ledger { accounts: HashMap::new(), holdings: HashMap::new(), settled: now }
+        Ledger { accounts: HashMap::new(), holdings: HashMap::new(), mean_item_bytes: 0.0, settled: now }
     }
 
     /// Lets shares fade up to `now`. Call it before reading.
@@ -72,7 +73,9 @@ impl Ledger {
 
     /// A new metric of this peer's space has arrived.
     pub fn measured(&mut self, peer: &PeerId, holding: Holding) {
-        self.holdings.insert(*peer, holding);
+        if self.holdings.insert(*peer, holding) != Some(holding) {
+            self.average();
+        }
         if let Some(account) = self.accounts.get_mut(peer) {
             account.older_bytes = std::mem::take(&mut account.recent_bytes);
         }
@@ -81,10 +84,14 @@ impl Ledger {
     /// The size of an item whose size is unknown: the repositories of all peers over their items, so more than an item
     /// takes where they hold other things as well. 0 while nobody has said that it holds any.
     pub fn mean_item_bytes(&self) -> f64 {
+        self.mean_item_bytes
+    }
+
+    fn average(&mut self) {
         let holders = || self.holdings.values().filter(|holding| holding.items > 0);
         let bytes: f64 = holders().map(|holding| holding.bytes as f64).sum();
         let items: f64 = holders().map(|holding| holding.items as f64).sum();
-        if items > 0.0 { bytes / items } else { 0.0 }
+        self.mean_item_bytes = if items > 0.0 { bytes / items } else { 0.0 };
     }
 
     pub fn shares(&self, peer: &PeerId) -> f64 {
@@ -97,7 +104,11 @@ impl Ledger {
 
     pub fn retain(&mut self, is_member: impl Fn(&PeerId) -> bool) {
         self.accounts.retain(|peer, _| is_member(peer));
+        let known = self.holdings.len();
         self.holdings.retain(|peer, _| is_member(peer));
+        if self.holdings.len() < known {
+            self.average();
+        }
     }
 }
 
