@@ -65,7 +65,12 @@ pub fn spread(cluster: &Cluster, pins: &Pinset) -> Vec<usize> {
 
 /// Nothing waits for an IPFS node any more.
 pub async fn all_pinned(cluster: &Cluster) -> Result<(), Failed> {
-    for peer in &cluster.peers {
+    all_pinned_at(cluster, &(0..cluster.peers.len()).collect::<Vec<_>>()).await
+}
+
+/// The same of some peers.
+pub async fn all_pinned_at(cluster: &Cluster, peers: &[usize]) -> Result<(), Failed> {
+    for peer in peers.iter().map(|index| &cluster.peers[*index]) {
         let http = Http::new(&peer.api);
         until("all pins are pinned", || async {
             let (_, _, lines) =

@@ -9,6 +9,8 @@ mod witness;
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ctl::local::cluster::Cluster;
@@ -16,10 +18,10 @@ use pinfold_common::config::Overrides;
 use pinfold_common::tls::Room;
 use serde_json::json;
 
-use cluster::{all_pinned, fill, pinset, spread, status, until};
+use cluster::{all_pinned, all_pinned_at, fill, pinset, spread, status, until};
 use failure::{Failing, is_away};
 
-use crate::ours::{current_leader, leader, start_with};
+use crate::ours::{current_leader, leader, single_pins, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
 
@@ -29,14 +31,31 @@ const POLL: Duration = Duration::from_millis(100);
 const BATCH: usize = 500;
 const CLIENTS: usize = 4;
 const RATE: u32 = 1000;
+/// What `repin.pins_per_second` is where nobody sets it.
+const DEFAULT_RATE: u32 = 50;
 /// Between two kills of whoever leads.
 const BETWEEN_LEADERS: Duration = Duration::from_secs(5);
 /// So long there is no majority: several times the grace, so that whoever moved without one would be seen.
 const WITHOUT_QUORUM: Duration = Duration::from_secs(20);
 
+/// Clients that pin one item after the other while a repair runs, and for so long.
+const PEOPLE: usize = 4;
+const PEOPLE_SECONDS: u64 = 8;
+
 /// The names of `--failover`.
-pub const RUNS: [&str; 10] =
-    ["five", "seven", "stepwise", "leaders", "quorum", "growth", "million", "flapping", "clocks", "starved"];
+pub const RUNS: [&str; 11] = [
+    "five",
+    "seven",
+    "foreground",
+    "stepwise",
+    "leaders",
+    "quorum",
+    "growth",
+    "million",
+    "flapping",
+    "clocks",
+    "starved",
+];
 
 pub async fn run(report: &mut Report, which: &[String], items: usize) -> Result<(), Failed> {
     report.mark_ours();
@@ -46,6 +65,10 @@ pub async fn run(report: &mut Report, which: &[String], items: usize) -> Result<
         match name {
             "five" => five(report, &folder).await?,
             "seven" => seven(report, &folder, items).await?,
+            "foreground" => {
+                foreground(report, &folder.join("default"), DEFAULT_RATE, 2_000).await?;
+                foreground(report, &folder.join("fast"), RATE, 40_000).await?;
+            }
             "stepwise" => stepwise(report, &folder, items).await?,
             "leaders" => leaders(report, &folder, items).await?,
             "quorum" => quorum(report, &folder, items).await?,
@@ -82,6 +105,69 @@ async fn five(report: &mut Report, folder: &Path) -> Result<(), Failed> {
     let mut failing = Failing::new(&cluster, (leader + 2) % 5).await?;
     failing.kill(&[leader, (leader + 1) % 5]).await;
     failing.repaired().await?.report(report, "five");
+    cluster.stop().await;
+    Ok(())
+}
+
+/// Two of five at once, not the leader: what single pins of people take while all is moved that those held, and when that is
+/// over, on the same three peers.
+async fn foreground(report: &mut Report, folder: &Path, rate: u32, pins: usize) -> Result<(), Failed> {
+    let mut settings = settings("0s");
+    settings.retain(|(key, _)| *key != "repin.pins_per_second");
+    settings.push(("repin.pins_per_second", json!(rate)));
+    let cluster = start_with(folder.to_owned(), 5, settings).await?;
+    report.section(&format!(
+        "5 peers, {pins} pins with two copies; two killed at once, {rate} moves a second, and {PEOPLE} people go on pinning"
+    ));
+    fill(&cluster, "foreground", pins, (2, 2), |_| Vec::new()).await?;
+    all_pinned(&cluster).await?;
+    let leader = leader(&cluster).await;
+    let (at, dead) = ((leader + 1) % 5, [(leader + 2) % 5, (leader + 3) % 5]);
+    let counter = Arc::new(AtomicU64::new(0));
+    let people = || single_pins(&cluster.peers[at].api, PEOPLE, PEOPLE_SECONDS, &counter);
+    futures::future::join_all(dead.map(|index| cluster.peers[index].kill())).await;
+    let begun = until("the repair runs", || async { status(&cluster, at).await.filter(|now| now.moved > 0) }).await?;
+    let during = people().await?;
+    let now = status(&cluster, at).await.ok_or("no status")?;
+    let moves = (now.moved - begun.moved) as f64 / PEOPLE_SECONDS as f64;
+    report.figure(&format!("foreground.{rate}.moves"), "moved meanwhile", moves, "/s");
+    report.goal(
+        "it moves all the while, at half the rate at least",
+        moves >= f64::from(rate) / 2.0 && now.under_replicated > 0,
+        &format!("{moves:.0}/s, {} left", now.under_replicated),
+    );
+    until("all is repaired", || async {
+        status(&cluster, at).await.filter(|now| now.under_replicated == 0 && now.unconfirmed == 0)
+    })
+    .await?;
+    all_pinned_at(&cluster, &(0..5).filter(|index| !dead.contains(index)).collect::<Vec<_>>()).await?;
+    let after = people().await?;
+    for (name, what, share) in [("p50", "median", 0.5), ("p99", "99 of 100", 0.99)] {
+        let (during, after) = (during.quantile_ms(share), after.quantile_ms(share));
+        report.figure(
+            &format!("foreground.{rate}.{name}"),
+            &format!("single pins while it moves, {what}"),
+            during,
+            "ms",
+        );
+        report.figure(
+            &format!("foreground.{rate}.{name}.after"),
+            &format!("the same when it is over, {what}"),
+            after,
+            "ms",
+        );
+        let ratio = during / after;
+        if rate == DEFAULT_RATE {
+            report.goal(&format!("at most twice that without moves, {what}"), ratio <= 2.0, &format!("{ratio:.2}"));
+        } else {
+            report.figure(&format!("foreground.{rate}.{name}.ratio"), "the one over the other", ratio, "x");
+        }
+    }
+    report.goal(
+        "all of them are accepted",
+        during.failed + after.failed == 0,
+        &format!("{} and {} are not", during.failed, after.failed),
+    );
     cluster.stop().await;
     Ok(())
 }
