@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::removals::{check_no_only_copy, check_quorum_without, heard_now};
 use super::{propose, refused};
 use crate::coordinator::Origin;
-use crate::core::{Core, Leader, at_leader};
+use crate::core::{Core, Leader, at_leader, unreadable};
 use crate::pinset::PeerTable;
 
 /// The longest that one call waits for a removal; it goes on by itself afterwards.
@@ -231,10 +231,6 @@ fn phase(row: Option<&types::Peer>, items: u64, is_repinning_off: bool) -> Phase
         Some(_) if is_repinning_off => Phase::Draining,
         Some(_) => Phase::Reallocating,
     }
-}
-
-pub(super) fn unreadable(error: crate::store::Error) -> Error {
-    Error::internal(format!("read what a peer holds: {error}"))
 }
 
 #[cfg(test)]

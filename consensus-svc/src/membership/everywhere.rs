@@ -9,8 +9,7 @@ use pinfold_common::{Error, Result};
 use pinfold_proto::types;
 use prost::Message as _;
 
-use super::departure::unreadable;
-use crate::core::Core;
+use crate::core::{Core, unreadable};
 use crate::pinset::PeerTable;
 use crate::repin::holdings;
 use crate::repin::plan::settle::{Copy, outlives};

@@ -11,9 +11,9 @@ use pinfold_common::{Error, PeerId, Result};
 use pinfold_proto::types;
 use pinfold_proto::types::peer::State;
 
-use super::departure::{Condition, LOOK_INTERVAL, take_out, unreadable};
+use super::departure::{Condition, LOOK_INTERVAL, take_out};
 use super::everywhere::Walk;
-use crate::core::{Core, Leader};
+use crate::core::{Core, Leader, unreadable};
 use crate::pinset::PeerTable;
 
 /// Pins of one page, when a removal looks for only copies.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -106,12 +107,7 @@ async fn outcome(victim: &Solo, what: &str, name: &str, pinned: &Pinned) -> Outc
     let patience = if name == "service.json" { ELSEWHERE } else { pinfold_tests::cluster::PATIENCE };
     let outcome = tokio::select! {
         ended = running.ended() => {
-            let words = victim.words();
-            assert!(matches!(ended.code(), Some(EXIT_REFUSED | EXIT_DISK)), "{what}: {ended}\n{words}");
-            // A value that makes no sense is named by its key, which may come from elsewhere.
-            let is_key = || name == "service.json" && KEYS.iter().any(|key| words.contains(key.path));
-            assert!(words.contains(name) || is_key(), "{what}: it does not name {name}\n{words}");
-            return Outcome::Refused;
+            return refused(ended, what, name, &victim.words());
         }
         () = victim.ready() => Outcome::Served,
         () = tokio::time::sleep(patience) => Outcome::Elsewhere,
@@ -148,8 +144,15 @@ async fn outcome_in_time(victim: &Solo, what: &str, name: &str, pinned: &Pinned)
     }
     let ended = running.ends().await.unwrap_or_else(|| panic!("{what}: it does not end\n{}", victim.words()));
     let words = victim.words();
+    refused(ended, what, name, &words)
+}
+
+/// It ended as after damage, and names what is damaged.
+fn refused(ended: ExitStatus, what: &str, name: &str, words: &str) -> Outcome {
     assert!(matches!(ended.code(), Some(EXIT_REFUSED | EXIT_DISK)), "{what}: {ended}\n{words}");
-    assert!(words.contains(name), "{what}: it does not name {name}\n{words}");
+    // A value that makes no sense is named by its key, which may come from elsewhere.
+    let is_key = || name == "service.json" && KEYS.iter().any(|key| words.contains(key.path));
+    assert!(words.contains(name) || is_key(), "{what}: it does not name {name}\n{words}");
     Outcome::Refused
 }
 

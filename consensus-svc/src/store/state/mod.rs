@@ -11,6 +11,7 @@
 //! changes after S are the pinset at the end of the replay, and the cursor of the comparison is S. When the ring does
 //! not reach back to S any more by then, the comparison starts over.
 
+mod columns;
 mod copy;
 mod files;
 mod fill;

@@ -9,6 +9,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row};
 
 use super::State;
+use super::columns::{Numbers, torn};
 use super::rows::{decode, outcome_in, pin_in, value};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
@@ -73,24 +74,17 @@ async fn stretch(
 
 /// The pins of a stretch, each once it is known to be what was written.
 fn chunk_in(row: &SqliteRow, limit: usize, index: u64) -> Result<Chunk> {
-    let torn = || Error::damaged("pins and their sizes do not belong together");
     let next = if field::<i64>(row, 0)? == limit as i64 { field(row, 1)? } else { None };
     let mut values: Bytes = field::<Option<Vec<u8>>>(row, 2)?.unwrap_or_default().into();
-    let (sizes, sums): (Option<&str>, Option<&str>) = (field(row, 3)?, field(row, 4)?);
-    let (Some(sizes), Some(sums)) = (sizes, sums) else { return Ok(Chunk { pins: Vec::new(), next, index }) };
+    let (mut sizes, mut sums) = (Numbers::of(row, 3)?, Numbers::of(row, 4)?);
     let mut pins = Vec::with_capacity(limit);
-    let mut sums = sums.split(',');
-    for size in sizes.split(',') {
-        let size = size.parse().ok().filter(|size| *size <= values.len()).ok_or_else(torn)?;
+    while let Some(size) = sizes.next()? {
+        let size = usize::try_from(size).ok().filter(|size| *size <= values.len()).ok_or_else(torn)?;
         let pin = values.split_to(size);
-        let sum = match sums.next().ok_or_else(torn)? {
-            "" => None,
-            sum => Some(sum.parse().map_err(|_| torn())?),
-        };
-        sum::check(&[&pin], sum, "a pin")?;
+        sum::check(&[&pin], sums.may()?, "a pin")?;
         pins.push(pin);
     }
-    if !values.is_empty() || sums.next().is_some() {
+    if !values.is_empty() || sums.next()?.is_some() {
         return Err(torn());
     }
     Ok(Chunk { pins, next, index })

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use pinfold_proto::types;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::columns::{Numbers, piece, torn};
 use super::rows::{decode_pin, expire_at};
 use crate::store::error::{Error, Result};
 use crate::store::sqlite::{self, field};
@@ -196,46 +197,6 @@ async fn triples(connection: &mut SqliteConnection, sql: &'static str, first: i6
             return Ok(sum);
         }
     }
-}
-
-/// A column of many rows, as SQLite puts it together.
-struct Numbers<'r>(Option<std::str::Split<'r, char>>);
-
-impl<'r> Numbers<'r> {
-    fn of(row: &'r SqliteRow, column: usize) -> Result<Numbers<'r>> {
-        Ok(Numbers(field::<Option<&str>>(row, column)?.map(|text| text.split(','))))
-    }
-
-    /// `None`: after the last row.
-    fn next(&mut self) -> Result<Option<i64>> {
-        let text = self.0.as_mut().and_then(Iterator::next);
-        text.map(|text| text.parse().map_err(|_| torn())).transpose()
-    }
-
-    /// Of a row that there is.
-    fn must(&mut self) -> Result<i64> {
-        self.next()?.ok_or_else(torn)
-    }
-
-    /// The same of a column that may be empty.
-    fn may(&mut self) -> Result<Option<i64>> {
-        match self.0.as_mut().and_then(Iterator::next).ok_or_else(torn)? {
-            "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| torn()),
-        }
-    }
-}
-
-/// The next `size` bytes.
-fn piece<'r>(bytes: &mut &'r [u8], size: i64) -> Result<&'r [u8]> {
-    let size = usize::try_from(size).map_err(|_| torn())?;
-    let (piece, rest) = bytes.split_at_checked(size).ok_or_else(torn)?;
-    *bytes = rest;
-    Ok(piece)
-}
-
-fn torn() -> Error {
-    Error::damaged("the columns of rows do not belong together")
 }
 
 /// One row of the allocations, so that sums of them can be compared.
