@@ -351,8 +351,11 @@ impl Store {
 /// The lanes of fault:F19, as numbers in the table: each has its share of the slots, so that none starves another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Young pins that have not failed often: *priority* in the statuses (beh:B11.6).
+    /// Young pins that were not tried yet: *priority* in the statuses (beh:B11.6), as those of the next lane are.
     New,
+    /// Young pins that failed, but not often. Apart from the new ones, so that nobody who pins something waits behind
+    /// what nobody has.
+    Again,
     /// Older pins that are new to this peer, as a rule because another one went away.
     Repin,
     /// What failed too often, or is old and failed.
@@ -367,12 +370,14 @@ impl Lane {
             Lane::Repin => 1,
             Lane::Unpins => 2,
             Lane::Retry => 3,
+            Lane::Again => 4,
         }
     }
 
     fn of(item: &Item) -> Lane {
         match (item.todo, item.priority) {
             (Todo::Unpin, _) => Lane::Unpins,
+            (Todo::Pin | Todo::Nothing, true) if item.attempts > 0 => Lane::Again,
             (Todo::Pin | Todo::Nothing, true) => Lane::New,
             (Todo::Pin | Todo::Nothing, false) if item.attempts > 0 => Lane::Retry,
             (Todo::Pin | Todo::Nothing, false) => Lane::Repin,

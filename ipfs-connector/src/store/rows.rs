@@ -422,7 +422,7 @@ fn item(row: &SqliteRow) -> Result<Item> {
         ownership: Ownership::from_number(row.get(6)).ok_or_else(|| bad_row("ownership"))?,
         hold: Hold::from_number(row.get(7)).ok_or_else(|| bad_row("hold"))?,
         mode: if row.get::<i64, _>(8) == 0 { PinMode::Recursive } else { PinMode::Direct },
-        priority: lane == Lane::New.number(),
+        priority: [Lane::New, Lane::Again].map(Lane::number).contains(&lane),
         next_try_ms: row.get(10),
         attempts: u32::try_from(row.get::<i64, _>(11)).unwrap_or(u32::MAX),
         reason: i32::try_from(row.get::<i64, _>(12)).ok().and_then(|n| Reason::try_from(n).ok()).unwrap_or_default(),

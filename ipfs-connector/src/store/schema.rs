@@ -13,7 +13,7 @@ use super::{Counts, failed};
 use crate::error::{ConnectorError, Result};
 
 /// `PRAGMA user_version` of the tables below.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages in the WAL before it is folded into the file: rows that change several times within it are written once.
 const CHECKPOINT_PAGES: &str = "8000";
@@ -53,7 +53,7 @@ CREATE INDEX items_planned ON items (lane, next_try) WHERE next_try IS NOT NULL;
 CREATE INDEX items_in_error ON items (cid) WHERE status IN (4, 8, 4096);
 CREATE INDEX items_held ON items (hold, cid) WHERE hold > 0;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 ";
 
 /// From version 1: how far attempts came, and what is held in CID order.
@@ -63,7 +63,12 @@ CREATE INDEX items_held ON items (hold, cid) WHERE hold > 0;
 ALTER TABLE items ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE items ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE items ADD COLUMN last_block INTEGER;
-PRAGMA user_version = 2;
+";
+
+/// From version 2: what was tried has a lane of its own.
+const FROM_2: &str = "
+UPDATE items SET lane = 4 WHERE lane = 0 AND attempts > 0;
+PRAGMA user_version = 3;
 ";
 
 pub(super) const CURSOR_KEY: &str = "cursor";
@@ -117,10 +122,11 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened>
         .map_err(failed("read the version"))?;
     match version {
         0 => {
-            change_tables(connection, TABLES).await?;
+            change_tables(connection, &[TABLES]).await?;
             set_meta(connection, REBUILT_KEY, &i64::MAX.to_be_bytes()).await?;
         }
-        1 => change_tables(connection, FROM_1).await?,
+        1 => change_tables(connection, &[FROM_1, FROM_2]).await?,
+        2 => change_tables(connection, &[FROM_2]).await?,
         VERSION => {}
         other => {
             return Err(ConnectorError::Corrupt { what: format!("version {other} of the tables is not known here") });
@@ -145,9 +151,11 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<Opened>
     Ok(Opened { cursor, rebuilt_index: rebuilt.map_or(0, u64::from_be_bytes), node, counts })
 }
 
-async fn change_tables(connection: &mut SqliteConnection, statements: &'static str) -> Result<()> {
+async fn change_tables(connection: &mut SqliteConnection, steps: &[&'static str]) -> Result<()> {
     let mut transaction = connection.begin().await.map_err(failed("begin"))?;
-    sqlx::raw_sql(statements).execute(&mut *transaction).await.map_err(failed("change the tables"))?;
+    for statements in steps {
+        sqlx::raw_sql(*statements).execute(&mut *transaction).await.map_err(failed("change the tables"))?;
+    }
     transaction.commit().await.map_err(failed("change the tables"))
 }
 

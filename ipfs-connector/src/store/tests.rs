@@ -17,15 +17,24 @@ fn policy() -> Policy {
 }
 
 fn order(cid: &[u8], revision: u64, peer: &[u8]) -> Change {
-    let pin = types::Pin {
+    Change::Put(Order::of(&pin(cid, revision, peer), OWN))
+}
+
+/// Of a pin that was made now.
+fn young(cid: &[u8], revision: u64) -> Change {
+    let timestamp = Some(types::Time { seconds: now_ms() / 1000, nanos: 0 });
+    Change::Put(Order::of(&types::Pin { timestamp, ..pin(cid, revision, OWN) }, OWN))
+}
+
+fn pin(cid: &[u8], revision: u64, peer: &[u8]) -> types::Pin {
+    types::Pin {
         cid: cid.to_vec(),
         r#type: types::PinType::Data as i32,
         max_depth: -1,
         allocations: vec![peer.to_vec()],
         revision,
         ..Default::default()
-    };
-    Change::Put(Order::of(&pin, OWN))
+    }
 }
 
 fn cursor(index: u64) -> Cursor {
@@ -206,13 +215,42 @@ async fn a_lower_index_is_followed() {
     assert_eq!(only(&store, b"a").await.unwrap().status, TrackerStatus::PinQueued);
 }
 
+/// Goal: what failed does not stand among the new ones, but is as young as they are.
+#[tokio::test]
+async fn what_failed_has_its_own_lane() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), policy()).await.unwrap();
+    store.follow(vec![young(b"a", 1), young(b"b", 2)], Some(cursor(2)), Source::Log).await.unwrap();
+    fail(&store, b"a").await;
+    let cids = async |lane| {
+        let due = store.due(lane, i64::MAX, (i64::MIN, 0), 10).await.unwrap();
+        due.into_iter().map(|item| item.cid).collect::<Vec<_>>()
+    };
+    assert_eq!((cids(Lane::New).await, cids(Lane::Again).await), (vec![b"b".to_vec()], vec![b"a".to_vec()]));
+    for cid in [b"a", b"b"] {
+        assert!(only(&store, cid).await.unwrap().priority);
+    }
+    for _ in 0..policy().priority_max_retries {
+        fail(&store, b"a").await;
+    }
+    assert_eq!((cids(Lane::Again).await, cids(Lane::Retry).await), (vec![], vec![b"a".to_vec()]));
+}
+
+async fn fail(store: &Store, cid: &[u8]) {
+    let item = only(store, cid).await.unwrap();
+    let outcome = Outcome::Failed { reason: Reason::NoProviders, error: "nobody has it".to_owned() };
+    let failed = operation::after(&item, outcome, &store.rules(), 0.5);
+    assert_eq!(store.settle(vec![Settlement::of(&item, failed)]).await.unwrap(), [true]);
+}
+
 /// Goal: a table of the version before is taken over with all that it says.
 #[tokio::test]
 async fn version_1_is_taken_over() {
     use sqlx::Connection as _;
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), policy()).await.unwrap();
-    store.follow(vec![order(b"a", 1, OWN)], Some(cursor(1)), Source::Log).await.unwrap();
+    store.follow(vec![young(b"a", 1)], Some(cursor(1)), Source::Log).await.unwrap();
+    fail(&store, b"a").await;
     let before = only(&store, b"a").await.unwrap();
     store.close().await;
     drop(store);
@@ -220,7 +258,7 @@ async fn version_1_is_taken_over() {
     sqlx::raw_sql(
         "ALTER TABLE items DROP COLUMN blocks; ALTER TABLE items DROP COLUMN bytes; \
          ALTER TABLE items DROP COLUMN last_block; DROP INDEX items_held; \
-         CREATE INDEX items_held ON items (hold) WHERE hold > 0; PRAGMA user_version = 1;",
+         CREATE INDEX items_held ON items (hold) WHERE hold > 0; UPDATE items SET lane = 0; PRAGMA user_version = 1;",
     )
     .execute(&mut old)
     .await
@@ -229,6 +267,7 @@ async fn version_1_is_taken_over() {
     let store = Store::open(folder.path(), policy()).await.unwrap();
     assert_eq!(store.cursor(), Some(cursor(1)));
     assert_eq!(only(&store, b"a").await.unwrap(), before);
+    assert_eq!(store.due(Lane::Again, i64::MAX, (i64::MIN, 0), 10).await.unwrap(), [before]);
     assert!(store.held(Hold::Guarded, &[], 10).await.unwrap().is_empty());
 }
 

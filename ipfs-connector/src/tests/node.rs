@@ -15,6 +15,9 @@ use pinfold_common::{Cid, PeerId};
 
 use crate::node::*;
 
+/// What fails takes so long to do so.
+const FAILING: Duration = Duration::from_millis(20);
+
 /// What becomes of a `pin/add`.
 #[derive(Clone, Debug)]
 pub enum Plan {
@@ -132,7 +135,11 @@ impl IpfsNode for TestNode {
             Some(Plan::Stop(progress)) => {
                 stream::iter([Ok(PinEvent::Progress(progress))]).chain(stream::pending()).boxed()
             }
-            Some(Plan::Fail(error)) => stream::iter([Err(error)]).boxed(),
+            Some(Plan::Fail(error)) => stream::once(async {
+                tokio::time::sleep(FAILING).await;
+                Err(error)
+            })
+            .boxed(),
         }
     }
 

@@ -24,17 +24,19 @@ pub enum Shelf {
     /// Of the lane `New` too, taken from its other end: whoever pins now does not wait behind ten thousand CIDs that
     /// nobody has.
     Newest,
+    Again,
     Repin,
     Retry,
     Unpins,
 }
 
 impl Shelf {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
 
     pub const fn of(lane: Lane) -> Shelf {
         match lane {
             Lane::New => Shelf::New,
+            Lane::Again => Shelf::Again,
             Lane::Repin => Shelf::Repin,
             Lane::Retry => Shelf::Retry,
             Lane::Unpins => Shelf::Unpins,
@@ -48,25 +50,26 @@ impl Shelf {
             Shelf::Repin => 2,
             Shelf::Retry => 3,
             Shelf::Unpins => 4,
+            Shelf::Again => 5,
         }
     }
 }
 
-/// Whose turn it is: new pins 70, re-pins 20, retries 10 of a hundred slots (fault:F19). A shelf that is empty lets the
-/// others go first.
+/// Whose turn it is: young pins 70, of which 20 were tried before, re-pins 20, retries 10 of a hundred slots (fault:F19).
+/// A shelf that is empty lets the others go first.
 const TURNS: [Shelf; 10] = [
     Shelf::New,
     Shelf::Newest,
     Shelf::Repin,
+    Shelf::Again,
     Shelf::New,
     Shelf::Newest,
-    Shelf::New,
     Shelf::Retry,
-    Shelf::Newest,
+    Shelf::Again,
     Shelf::Repin,
     Shelf::New,
 ];
-const PIN_SHELVES: [Shelf; 4] = [Shelf::New, Shelf::Newest, Shelf::Repin, Shelf::Retry];
+const PIN_SHELVES: [Shelf; 5] = [Shelf::New, Shelf::Newest, Shelf::Again, Shelf::Repin, Shelf::Retry];
 
 /// How far a piece of work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +185,7 @@ impl State {
         let ready = &mut self.ready[shelf.index()];
         match shelf {
             Shelf::Newest => ready.pop_back(),
-            Shelf::New | Shelf::Repin | Shelf::Retry | Shelf::Unpins => ready.pop_front(),
+            Shelf::New | Shelf::Again | Shelf::Repin | Shelf::Retry | Shelf::Unpins => ready.pop_front(),
         }
     }
 }

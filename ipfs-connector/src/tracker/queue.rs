@@ -111,7 +111,7 @@ const fn index(line: Line) -> usize {
 
 const fn lanes(line: Line) -> &'static [Lane] {
     match line {
-        Line::Pins => &[Lane::New, Lane::Repin, Lane::Retry],
+        Line::Pins => &[Lane::New, Lane::Again, Lane::Repin, Lane::Retry],
         Line::Unpins => &[Lane::Unpins],
     }
 }
@@ -210,7 +210,7 @@ async fn watch_latency(shared: &Shared) {
 /// Keeps the ready lists of a line filled.
 async fn feed(shared: &Shared, line: Line) {
     let now = Instant::now();
-    let mut feeder = Feeder { line, places: [START; 3], exhausted: [false; 3], rescan_at: now, newest_at: now };
+    let mut feeder = Feeder { line, places: [START; LANES], exhausted: [false; LANES], rescan_at: now, newest_at: now };
     loop {
         permitted(shared, line).await;
         match feeder.fill(shared).await {
@@ -223,15 +223,17 @@ async fn feed(shared: &Shared, line: Line) {
     }
 }
 
+/// Of one line, at most.
+const LANES: usize = 4;
 /// Before every row of a lane: (next try, row).
 const START: (i64, i64) = (i64::MIN, 0);
 
 struct Feeder {
     line: Line,
     /// How far each lane was read.
-    places: [(i64, i64); 3],
+    places: [(i64, i64); LANES],
     /// Nothing more was due at the last look.
-    exhausted: [bool; 3],
+    exhausted: [bool; LANES],
     rescan_at: Instant,
     newest_at: Instant,
 }
@@ -240,8 +242,8 @@ impl Feeder {
     /// One batch for each lane that runs low.
     async fn fill(&mut self, shared: &Shared) -> crate::error::Result<()> {
         if Instant::now() >= self.rescan_at {
-            self.places = [START; 3];
-            self.exhausted = [false; 3];
+            self.places = [START; LANES];
+            self.exhausted = [false; LANES];
             self.rescan_at = Instant::now() + RESCAN;
         }
         for (slot, lane) in lanes(self.line).iter().enumerate() {
@@ -306,7 +308,7 @@ impl Feeder {
             return;
         }
         tokio::select! {
-            () = shared.wake[index(self.line)].notified() => self.exhausted = [false; 3],
+            () = shared.wake[index(self.line)].notified() => self.exhausted = [false; LANES],
             () = shared.consumed[index(self.line)].notified() => {}
             () = tokio::time::sleep_until(self.rescan_at) => {}
         }
