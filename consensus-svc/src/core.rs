@@ -73,7 +73,7 @@ pub struct Core {
     pub raft: Node,
     pub channels: Channels,
     pub position: watch::Receiver<Position>,
-    /// Most of the last batch was not in the pinset: the coordinator may ask for allocations before it knows.
+    /// Most of the last batch was not in the pinset: the coordinator may take the next one for new without a look.
     pub expect_new_items: AtomicBool,
     /// Wakes the supervisor of the membership.
     pub membership_changed: Notify,

@@ -94,6 +94,8 @@ async fn b8_12_an_identical_repin_writes_nothing() {
     options.name = "one".into();
     options.metadata = ["a", "b"].map(|key| types::KeyValue { key: key.into(), value: key.into() }).to_vec();
     let first = pin(peer, named.clone()).await.unwrap().pin.unwrap();
+    // After nothing but new pins the next one is taken for new as well, and looked at when it turns out not to be.
+    assert_eq!(pin(peer, named.clone()).await.unwrap().pin.unwrap().revision, first.revision);
     let before = peer.status().await.unwrap().last_log_index;
     let mut turned = named.clone();
     turned.options.as_mut().unwrap().metadata.reverse();

@@ -41,6 +41,12 @@ pub(super) struct Open {
     pub failed: Option<ProposeError>,
 }
 
+impl Open {
+    fn count_answer(&mut self) {
+        self.answer_bytes = self.results.iter().flatten().flatten().map(types::Pin::encoded_len).sum();
+    }
+}
+
 /// What is proposed for one item.
 pub(super) enum Step {
     Put(Box<Draft>),
@@ -66,7 +72,9 @@ pub(super) async fn batch(core: &Core, term: u64, jobs: Vec<Job>, retries: &mut 
     metrics::histogram!("pinfold_consensus_batch_items").record(undecided.len() as f64);
     for attempt in 1.. {
         let last = attempt == MAX_ATTEMPTS;
-        undecided = match once(core, term, &mut open, undecided, last).await {
+        // What is decided again is counted again.
+        open.iter_mut().for_each(Open::count_answer);
+        undecided = match once(core, term, &mut open, undecided, attempt).await {
             Ok(stale) => stale,
             Err((error, items)) => {
                 for item in items {
@@ -89,26 +97,26 @@ async fn once(
     term: u64,
     open: &mut [Open],
     items: Vec<Item>,
-    last: bool,
+    attempt: usize,
 ) -> Result<Vec<Item>, (Error, Vec<Item>)> {
     let now = Timestamp::now();
     let facts = core.state.facts();
     let read_index = core.state.applied_index();
-    let cids = cids(open, &items);
-    let (existing, guessed) = tokio::join!(core.state.get_many(&cids), guess(core, open, &items, &facts.peers, now));
-    let existing: HashMap<Vec<u8>, Arc<types::Pin>> = match existing {
+    let count = items.len();
+    let reading = match core.expect_new_items.load(Ordering::Relaxed) && attempt == 1 {
+        true => Reading::Others,
+        false => Reading::Everything,
+    };
+    let cids = cids(open, &items, reading);
+    let existing: HashMap<Vec<u8>, Arc<types::Pin>> = match core.state.get_many(&cids).await {
         Ok(rows) => rows.into_iter().map(|(cid, pin)| (cid, Arc::new(pin))).collect(),
         Err(error) => return Err((unreadable(error), items)),
     };
-    core.expect_new_items.store(existing.len() * 8 < items.len(), Ordering::Relaxed);
-    let mut steps: Vec<(Item, Step)> = Vec::with_capacity(items.len());
-    for (item, guess) in items.into_iter().zip(guessed) {
+    let mut unread = Vec::new();
+    let mut steps: Vec<(Item, Step)> = Vec::with_capacity(count);
+    for item in items {
         match step(core, &open[item.job].job, item.place, &existing, &facts.peers, now) {
-            Ok(Step::Put(mut draft)) => {
-                if let Some(peers) = guess.filter(|_| draft.existing.is_none()) {
-                    draft.place(peers);
-                    draft.allocate = None;
-                }
+            Ok(Step::Put(draft)) => {
                 let job = &mut open[item.job];
                 job.answer_bytes += draft.pin.encoded_len();
                 if job.answer_bytes > MAX_ANSWER_BYTES {
@@ -119,14 +127,19 @@ async fn once(
                 }
             }
             Ok(step) => steps.push((item, step)),
+            Err(_) if reading == Reading::Others => unread.push(item),
             Err(error) => {
                 let first = first_result(core, &open[item.job].job, item.place, now).await;
                 settle(open, &item, read_index, first.unwrap_or(Err(error)));
             }
         }
     }
-    let steps = match place(core, open, steps).await {
+    let steps = match place(core, open, steps, reading, &mut unread).await {
         Ok(steps) => steps,
+        Err((_, items)) if reading == Reading::Others => {
+            unread.extend(items);
+            Vec::new()
+        }
         Err((error, items)) => return Err((error, items)),
     };
     let mut changed = Vec::with_capacity(steps.len());
@@ -141,58 +154,34 @@ async fn once(
             Step::Unpin { .. } => changed.push((item, step)),
         }
     }
-    Ok(propose::propose(core, term, open, changed, now, last).await)
+    let mut again = propose::propose(core, term, open, changed, now, attempt == MAX_ATTEMPTS).await;
+    again.append(&mut unread);
+    let known = match reading {
+        Reading::Others => again.len(),
+        Reading::Everything => existing.len(),
+    };
+    core.expect_new_items.store(known * 8 < count, Ordering::Relaxed);
+    Ok(again)
 }
 
-/// While the pinset is read, the monitor is asked as if nothing was there yet, when most of what is asked for lately was
-/// new. A guess that was wrong, or got no answer, is no guess: the item is allocated as usual. One for each item.
-async fn guess(
-    core: &Core,
-    open: &[Open],
-    items: &[Item],
-    peers: &PeerTable,
-    now: Timestamp,
-) -> Vec<Option<Vec<Vec<u8>>>> {
-    let mut guessed = vec![None; items.len()];
-    if !core.expect_new_items.load(Ordering::Relaxed) {
-        return guessed;
-    }
-    let nothing = HashMap::new();
-    let (mut places, mut wanted) = (Vec::new(), Vec::new());
-    for (place, item) in items.iter().enumerate() {
-        if let Ok(Step::Put(draft)) = step(core, &open[item.job].job, item.place, &nothing, peers, now)
-            && let Some(asked) = draft.allocate
-        {
-            places.push(place);
-            wanted.push(asked);
-        }
-    }
-    if wanted.is_empty() {
-        return guessed;
-    }
-    match allocate::items(core, wanted).await {
-        Ok(results) => {
-            for (place, result) in places.into_iter().zip(results) {
-                if let Some(monitor::result::Result::Peers(told)) = result.result
-                    && !told.peers.is_empty()
-                {
-                    guessed[place] = Some(told.peers);
-                }
-            }
-        }
-        Err(error) => tracing::debug!(%error, "allocate while reading"),
-    }
-    guessed
+/// What is read before it is decided. When most of what was asked for lately was new, a pin is decided as if it were, which
+/// spares the look: the entry says so, and `apply` gives it back as stale when it is not. That, and whatever is refused,
+/// is decided again by what is read then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// What is unpinned, and what pins take their options from, but not the pins themselves.
+    Others,
+    Everything,
 }
 
-fn cids(open: &[Open], items: &[Item]) -> Vec<Vec<u8>> {
+fn cids(open: &[Open], items: &[Item], reading: Reading) -> Vec<Vec<u8>> {
     let mut cids = Vec::with_capacity(items.len());
     for item in items {
         match &open[item.job].job.work {
             Work::Pin(requests) => {
                 let request = &requests[item.place];
-                cids.push(request.cid.to_bytes());
-                cids.extend(rules::source_of(request));
+                let own = (reading == Reading::Everything).then(|| request.cid.to_bytes());
+                cids.extend(own.into_iter().chain(rules::source_of(request)));
             }
             Work::Unpin(cid) => cids.push(cid.clone()),
         }
@@ -253,11 +242,14 @@ async fn first_result(core: &Core, job: &Job, place: usize, now: Timestamp) -> O
     }
 }
 
-/// Asks for the allocations of all drafts that need some, in one call, and settles those that can't have them.
+/// Asks for the allocations of all drafts that need some, in one call, and settles those that can't have them, unless
+/// they are `unread` and may not need any.
 async fn place(
     core: &Core,
     open: &mut [Open],
     steps: Vec<(Item, Step)>,
+    reading: Reading,
+    unread: &mut Vec<Item>,
 ) -> Result<Vec<(Item, Step)>, (Error, Vec<Item>)> {
     let wanted: Vec<monitor::Item> = steps
         .iter()
@@ -284,6 +276,7 @@ async fn place(
                     draft.place(peers.peers);
                     placed.push((item, Step::Put(draft)));
                 }
+                Some(monitor::result::Result::TooFew(_)) if reading == Reading::Others => unread.push(item),
                 Some(monitor::result::Result::TooFew(too_few)) => {
                     tracing::warn!(reasons = ?too_few.reasons, "not enough peers for a pin");
                     settle(open, &item, 0, Err(rules::too_few(&too_few)));
