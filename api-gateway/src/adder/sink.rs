@@ -13,12 +13,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cluster::Cluster;
 use super::dag::Block;
 
-/// A batch is sent when it holds this much; with its last block it stays under the 4 MiB of connector/blocks.proto.
-pub(super) const BATCH_BYTES: usize = 1024 * 1024;
+/// A batch is sent when it holds this much; with its last block it stays under the 4 MiB of connector/blocks.proto. As large as
+/// a block usually is: a message of several is copied as it grows.
+pub(super) const BATCH_BYTES: usize = 256 * 1024;
 /// Or this many blocks, when they are small.
 const BATCH_BLOCKS: usize = 4096;
 /// Batches that wait for one destination: what the fast ones can be ahead of the slow ones, beside the transport's buffers.
-pub(super) const QUEUE_BATCHES: usize = 4;
+pub(super) const QUEUE_BATCHES: usize = 16;
 /// From the last block sent to the answer that all are on disk.
 const FINISH_DEADLINE: Duration = Duration::from_secs(120);
 

@@ -26,13 +26,7 @@ pub struct Verified(Block);
 
 impl Verified {
     pub fn check(cid: Cid, data: Bytes) -> Result<Verified> {
-        check_hash_known(&cid)?;
-        if data.len() > MAX_BLOCK_BYTES {
-            return Err(NodeError::Refused(format!(
-                "block {cid}: {} bytes, at most {MAX_BLOCK_BYTES} are taken",
-                data.len()
-            )));
-        }
+        check_bounds(&cid, &data)?;
         if is_of(&cid, &data) {
             Ok(Verified(Block { cid, data }))
         } else {
@@ -51,6 +45,18 @@ impl Verified {
     pub fn into_data(self) -> Bytes {
         self.0.data
     }
+}
+
+/// What can be said without computing a hash: for a node that computes it itself.
+pub fn check_bounds(cid: &Cid, data: &[u8]) -> Result<()> {
+    check_hash_known(cid)?;
+    if data.len() > MAX_BLOCK_BYTES {
+        return Err(NodeError::Refused(format!(
+            "block {cid}: {} bytes, at most {MAX_BLOCK_BYTES} are taken",
+            data.len()
+        )));
+    }
+    Ok(())
 }
 
 /// The data inside an identity CID, which needs no block anywhere.

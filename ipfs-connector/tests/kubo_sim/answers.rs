@@ -268,6 +268,9 @@ async fn import(engine: EmbeddedNode, call: Call) -> Answer {
     let count = blocks.len();
     match engine.put_blocks(stream::iter(blocks.into_iter().map(Ok)).boxed()).await {
         Ok(_) => Answer::json(json!({"Stats": {"BlockCount": count}})),
+        Err(NodeError::Refused(why)) => {
+            Answer::refusal(&format!("import failed: mismatch in content integrity, {why}"))
+        }
         Err(error) => Answer::refusal(&error.to_string()),
     }
 }

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
 use super::rpc::{Call, Rpc};
-use crate::node::verify::{Verified, inline_data};
-use crate::node::{Blocks, NodeError, PutReport, Result};
+use crate::node::verify::{check_bounds, inline_data};
+use crate::node::{Block, Blocks, NodeError, PutReport, Result};
 
 /// The CARv1 header `{roots: [], version: 1}` in DAG-CBOR, with its length in front.
 const CAR_HEADER: &[u8] = b"\x11\xa2\x65roots\x80\x67version\x01";
@@ -35,7 +35,7 @@ enum Waiting {
 /// Sends all blocks; at the end Kubo has them on its disk (as durable as its datastore is configured to be). Fails
 /// with `Timeout` when Kubo takes nothing for `patience` while there is something to take.
 pub async fn put(rpc: &Rpc, blocks: Blocks, patience: Duration) -> Result<PutReport> {
-    let mut blocks = checked(blocks);
+    let mut blocks = bounded(blocks);
     let Some(first) = blocks.next().await else { return Ok(PutReport::default()) };
     let first = first?;
     let upload = Arc::new(Mutex::new(Upload {
@@ -70,13 +70,14 @@ pub async fn put(rpc: &Rpc, blocks: Blocks, patience: Duration) -> Result<PutRep
     }
 }
 
-/// Blocks that are what they say; those inside their own CID need not be stored.
-fn checked(blocks: Blocks) -> stream::BoxStream<'static, Result<Verified>> {
+/// Blocks that Kubo takes if they are what they say, which it finds out itself: `dag/import` computes the hash of each
+/// ("mismatch in content integrity"). Those inside their own CID need not be stored.
+fn bounded(blocks: Blocks) -> stream::BoxStream<'static, Result<Block>> {
     blocks
-        .map(|block| block.and_then(|block| Verified::check(block.cid, block.data)))
+        .map(|block| block.and_then(|block| check_bounds(&block.cid, &block.data).map(|()| block)))
         .filter(|block| {
             let stored = match block {
-                Ok(block) => inline_data(block.cid()).is_none(),
+                Ok(block) => inline_data(&block.cid).is_none(),
                 Err(_) => true,
             };
             std::future::ready(stored)
@@ -123,7 +124,7 @@ type CarChunk = Result<Bytes, std::io::Error>;
 
 /// The bytes of the CAR. A failing source breaks the request off, so that Kubo does not take it for complete.
 fn car(
-    blocks: stream::BoxStream<'static, Result<Verified>>,
+    blocks: stream::BoxStream<'static, Result<Block>>,
     upload: Arc<Mutex<Upload>>,
 ) -> impl futures::Stream<Item = CarChunk> + Send + 'static {
     let header = stream::once(async { Ok(Bytes::from_static(CAR_HEADER)) });
@@ -135,8 +136,8 @@ fn car(
         let chunks: Vec<CarChunk> = match next? {
             Ok(block) => {
                 state.report.blocks += 1;
-                state.report.bytes += block.data().len() as u64;
-                vec![Ok(section_head(&block)), Ok(block.into_data())]
+                state.report.bytes += block.data.len() as u64;
+                vec![Ok(section_head(&block)), Ok(block.data)]
             }
             Err(error) => {
                 let broken = std::io::Error::other(error.to_string());
@@ -151,10 +152,10 @@ fn car(
 }
 
 /// Length and CID; the data follows.
-fn section_head(block: &Verified) -> Bytes {
-    let cid = block.cid().to_bytes();
+fn section_head(block: &Block) -> Bytes {
+    let cid = block.cid.to_bytes();
     let mut head = BytesMut::with_capacity(cid.len() + 10);
-    let mut rest = (cid.len() + block.data().len()) as u64;
+    let mut rest = (cid.len() + block.data.len()) as u64;
     while rest >= 0x80 {
         head.put_u8((rest as u8) | 0x80);
         rest >>= 7;
