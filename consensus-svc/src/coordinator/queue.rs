@@ -16,15 +16,14 @@ use crate::core::{Core, Leader};
 /// Bounds of one batch, which becomes one or two log entries. A larger request is a batch of its own.
 const MAX_BATCH_ITEMS: usize = 256;
 const MAX_BATCH_BYTES: usize = 256 << 10;
-/// Batches on the way at once.
-const MAX_FLIGHTS: usize = 4;
-/// While one batch is on the way, the next one waits for so many requests: larger entries cost less than more of them.
-const EAGER_JOBS: usize = 64;
+/// While batches are on the way, the next one waits for more items: larger entries cost less than more of them. But some
+/// have to be decided and logged while those before them are applied: so many batches at most, and so many items.
+const FLIGHTS: [(usize, usize); 3] = [(1, 1), (4, 64), (12, MAX_BATCH_ITEMS)];
 /// Requests looked at for one batch; those behind them wait for the next.
 const MAX_WAITING: usize = 4096;
 
 pub(super) async fn run(core: Arc<Core>, mut jobs: mpsc::Receiver<Job>, shutdown: Shutdown) {
-    let mut waiting: VecDeque<Job> = VecDeque::new();
+    let mut waiting = Waiting::default();
     let mut flights: JoinSet<()> = JoinSet::new();
     let mut cids_of: HashMap<Id, Vec<Vec<u8>>> = HashMap::new();
     let mut busy: HashSet<Vec<u8>> = HashSet::new();
@@ -33,7 +32,7 @@ pub(super) async fn run(core: Arc<Core>, mut jobs: mpsc::Receiver<Job>, shutdown
             let Ok(job) = jobs.try_recv() else { break };
             waiting.push_back(job);
         }
-        while flights.is_empty() || (flights.len() < MAX_FLIGHTS && waiting.len() >= EAGER_JOBS) {
+        while is_due(flights.len(), waiting.items) {
             let Some((batch, cids)) = next_batch(&mut waiting, &busy) else { break };
             busy.extend(cids.iter().cloned());
             let flight = flights.spawn(carry_out(core.clone(), batch));
@@ -63,8 +62,42 @@ pub(super) async fn run(core: Arc<Core>, mut jobs: mpsc::Receiver<Job>, shutdown
     }
 }
 
+/// Whether one more batch may go, with so many on the way and so many items waiting.
+fn is_due(flights: usize, items: usize) -> bool {
+    FLIGHTS.iter().find(|(most, _)| flights < *most).is_some_and(|(_, enough)| items >= *enough)
+}
+
+/// Requests in their order, and how many items they are about.
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    items: usize,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn push_back(&mut self, job: Job) {
+        self.items += job.work.len();
+        self.jobs.push_back(job);
+    }
+
+    fn push_front(&mut self, job: Job) {
+        self.items += job.work.len();
+        self.jobs.push_front(job);
+    }
+
+    fn pop_front(&mut self) -> Option<Job> {
+        let job = self.jobs.pop_front()?;
+        self.items -= job.work.len();
+        Some(job)
+    }
+}
+
 /// The oldest waiting requests that fit together and touch nothing that is on the way, in their order per CID.
-fn next_batch(waiting: &mut VecDeque<Job>, busy: &HashSet<Vec<u8>>) -> Option<(Vec<Job>, Vec<Vec<u8>>)> {
+fn next_batch(waiting: &mut Waiting, busy: &HashSet<Vec<u8>>) -> Option<(Vec<Job>, Vec<Vec<u8>>)> {
     let (mut batch, mut left): (Vec<Job>, VecDeque<Job>) = (Vec::new(), VecDeque::new());
     let mut taken: HashSet<Vec<u8>> = HashSet::new();
     let mut passed_over: HashSet<Vec<u8>> = HashSet::new();
@@ -188,12 +221,17 @@ mod tests {
         (job, answered)
     }
 
+    fn waiting(jobs: impl IntoIterator<Item = Job>) -> Waiting {
+        let mut waiting = Waiting::default();
+        jobs.into_iter().for_each(|job| waiting.push_back(job));
+        waiting
+    }
+
     /// Goal: requests about one CID keep their order and are never on the way together; others do not wait for them.
     #[tokio::test]
     async fn batches_never_share_a_cid() {
-        let (jobs, _answers): (VecDeque<Job>, Vec<_>) =
-            [job(&[1]), job(&[1, 2]), job(&[2]), job(&[3])].into_iter().unzip();
-        let mut waiting = jobs;
+        let (jobs, _answers): (Vec<Job>, Vec<_>) = [job(&[1]), job(&[1, 2]), job(&[2]), job(&[3])].into_iter().unzip();
+        let mut waiting = waiting(jobs);
         let (first, mut cids) = next_batch(&mut waiting, &HashSet::new()).unwrap();
         cids.sort();
         assert_eq!((first.len(), cids.len()), (2, 2), "1 and 3; the job on 2 stays behind the one on 1 and 2");
@@ -202,7 +240,7 @@ mod tests {
         let (second, _) = next_batch(&mut waiting, &HashSet::new()).unwrap();
         assert_eq!(second[0].work.len(), 2);
         let (third, _) = next_batch(&mut waiting, &HashSet::new()).unwrap();
-        assert_eq!((third.len(), waiting.len()), (1, 0));
+        assert_eq!((third.len(), waiting.len(), waiting.items), (1, 0, 0));
     }
 
     /// Goal: a batch is bounded, a larger request goes alone, and callers that gave up are forgotten.
@@ -212,8 +250,8 @@ mod tests {
         let (small, _small_answer) = job(&[7]);
         let (gone, gone_answer) = job(&[8]);
         drop(gone_answer);
-        let mut waiting = VecDeque::from([gone, big, small]);
+        let mut waiting = waiting([gone, big, small]);
         assert_eq!(next_batch(&mut waiting, &HashSet::new()).unwrap().0.len(), 1);
-        assert_eq!(waiting.len(), 1);
+        assert_eq!((waiting.len(), waiting.items), (1, 1));
     }
 }

@@ -14,6 +14,7 @@
 //! An error of the disk is final ([`Failure`]): the process stops rather than guess what reached the disk.
 
 mod build;
+mod checkpoints;
 mod error;
 mod log;
 mod readers;

@@ -17,14 +17,8 @@ const STATEMENT_CACHE: usize = 1024;
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// Rows that SQLite's thread may be ahead of a reader.
 const ROW_BUFFER: usize = 1024;
-/// Pages of 4 KiB in the write-ahead log before they are moved to the file. Those of the log are written once or twice.
-pub const LOG_CHECKPOINT_PAGES: u64 = 4096;
-/// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
-/// is moved once. A checkpoint waits for the disk twice, and everything that is to be applied waits for it.
-pub const STATE_CHECKPOINT_PAGES: u64 = 12_288;
-const PAGE_BYTES: usize = 4096;
-/// The write-ahead log's file is cut back to this after a checkpoint.
-const WAL_KEEP_BYTES: u64 = 64 << 20;
+/// The write-ahead log's file is cut back to this after a checkpoint: what a busy one has while it is moved fits.
+const WAL_KEEP_BYTES: u64 = 128 << 20;
 /// What is not in them is in the kernel's page cache, a microsecond away.
 const WRITER_CACHE_KIB: i32 = 8 << 10;
 const READER_CACHE_KIB: i32 = 1 << 10;
@@ -80,61 +74,21 @@ pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
         Sync::EveryCommit => SqliteSynchronous::Full,
         Sync::Checkpoint => SqliteSynchronous::Normal,
     };
-    options(path, WRITER_CACHE_KIB)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(synchronous)
-        // SQLite's own checkpoints keep an error of the disk to themselves: see `Checkpoints`.
+    let options = writing(path, WRITER_CACHE_KIB).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
+    options.synchronous(synchronous).connect().await.map_err(Error::sqlite("open a database for writing"))
+}
+
+/// A connection beside the one that writes, which moves its write-ahead log to the file.
+pub async fn open_mover(path: &Path) -> Result<SqliteConnection> {
+    let options = writing(path, READER_CACHE_KIB).synchronous(SqliteSynchronous::Normal);
+    options.connect().await.map_err(Error::sqlite("open a database for a checkpoint"))
+}
+
+fn writing(path: &Path, cache_kib: i32) -> SqliteConnectOptions {
+    options(path, cache_kib)
+        // SQLite's own checkpoints keep an error of the disk to themselves: see `checkpoints`.
         .pragma("wal_autocheckpoint", "0")
         .pragma("journal_size_limit", WAL_KEEP_BYTES.to_string())
-        .connect()
-        .await
-        .map_err(Error::sqlite("open a database for writing"))
-}
-
-/// Moves a writer's write-ahead log to its file in time, and tells of an error, which is final as that of a commit is.
-pub struct Checkpoints {
-    /// Pages written since the last look, estimated, rather too many than too few.
-    pages: u64,
-    /// At so many they are moved.
-    most: u64,
-}
-
-impl Checkpoints {
-    /// What a file that was not closed has waiting is unknown: the first commit looks.
-    pub fn at(most: u64) -> Checkpoints {
-        Checkpoints { pages: most, most }
-    }
-
-    /// How much was written is not known.
-    pub fn look_next(&mut self) {
-        self.pages = self.most;
-    }
-
-    /// `rows` were written, with `bytes` in them that do not fit into one page.
-    pub fn wrote(&mut self, rows: usize, bytes: usize) {
-        /// A leaf of the table and one of each of two indexes.
-        const PAGES_OF_A_ROW: usize = 3;
-        self.pages = self.pages.saturating_add((rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64);
-    }
-
-    /// Outside of a transaction.
-    pub async fn keep_up(&mut self, connection: &mut SqliteConnection) -> Result<()> {
-        if self.pages < self.most {
-            return Ok(());
-        }
-        self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(NOOP)").await?;
-        if self.pages >= self.most {
-            self.pages = waiting_pages(connection, "PRAGMA wal_checkpoint(PASSIVE)").await?;
-        }
-        Ok(())
-    }
-}
-
-/// Pages in the write-ahead log that are not in the file, after what `pragma` does. Those that a reader still needs wait.
-async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) -> Result<u64> {
-    let row = sqlx::query(pragma).fetch_one(connection).await.map_err(Error::sqlite("move the write-ahead log"))?;
-    Ok(row.get::<i64, _>(1).saturating_sub(row.get::<i64, _>(2)).max(0) as u64)
 }
 
 /// The one connection that fills a new file, which counts for nothing until it is whole and synced.

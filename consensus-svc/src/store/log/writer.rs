@@ -11,9 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::cache::{Cache, Cached};
 use super::{Done, Shared};
+use crate::store::checkpoints::{Checkpoints, LOG_PAGES};
 use crate::store::error::{Error, Failure, Result};
 use crate::store::record::{GroupBuilder, LogId, Record, Vote, split_group};
-use crate::store::sqlite::{Checkpoints, LOG_CHECKPOINT_PAGES, Many, field};
+use crate::store::sqlite::{Many, field};
 use crate::store::sum;
 
 /// Writes in one transaction.
@@ -160,7 +161,7 @@ struct Answers {
 impl Writer {
     pub fn new(connection: SqliteConnection, shared: Weak<Shared>, failure: Failure) -> Writer {
         let insert = Many::new("INSERT INTO groups (first, last, committed, entries, sum) VALUES ", "(?,?,?,?,?)", "");
-        Writer { connection, shared, failure, insert, checkpoints: Checkpoints::at(LOG_CHECKPOINT_PAGES) }
+        Writer { connection, shared, failure, insert, checkpoints: Checkpoints::at(LOG_PAGES) }
     }
 
     pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {

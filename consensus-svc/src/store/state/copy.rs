@@ -54,11 +54,16 @@ impl Drop for Copy {
     }
 }
 
+/// Of a copy that is being received, so much at a time is forced to disk: what is acknowledged meanwhile waits for the same
+/// disk, and would wait for all of it at the end.
+const SYNCED_TOGETHER_BYTES: u64 = 32 << 20;
+
 /// A copy that is being received. Removed when dropped before it is finished.
 pub struct Incoming {
     path: Option<PathBuf>,
     file: File,
     size_bytes: u64,
+    unsynced_bytes: u64,
 }
 
 impl Drop for Incoming {
@@ -90,7 +95,7 @@ impl State {
     pub async fn receive(&self) -> Result<Incoming> {
         let path = files::snapshot(&self.shared.folder, "incoming")?;
         let file = File::create(&path).await.map_err(Error::io("receive a snapshot"))?;
-        Ok(Incoming { path: Some(path), file, size_bytes: 0 })
+        Ok(Incoming { path: Some(path), file, size_bytes: 0, unsynced_bytes: 0 })
     }
 
     /// Replaces the whole state by a copy. Readers go on with the old one until they are done.
@@ -104,8 +109,15 @@ impl State {
 
 impl Incoming {
     pub async fn write(&mut self, data: Bytes) -> Result<()> {
+        let doing = "receive a snapshot";
         self.size_bytes += data.len() as u64;
-        self.file.write_all(&data).await.map_err(Error::io("receive a snapshot"))
+        self.unsynced_bytes += data.len() as u64;
+        self.file.write_all(&data).await.map_err(Error::io(doing))?;
+        if self.unsynced_bytes >= SYNCED_TOGETHER_BYTES {
+            self.file.sync_data().await.map_err(Error::io(doing))?;
+            self.unsynced_bytes = 0;
+        }
+        Ok(())
     }
 
     pub fn size_bytes(&self) -> u64 {

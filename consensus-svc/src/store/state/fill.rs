@@ -10,6 +10,7 @@ use sqlx::{Connection, Row};
 use super::files::FIRST;
 use super::rows::{self, Held, Loaded, Put, Rows, Statements};
 use crate::pinset::View;
+use crate::store::checkpoints::Checkpoints;
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
 use crate::store::sqlite;
@@ -25,7 +26,8 @@ impl Fill {
         let path = folder.join(FIRST);
         let mut connection = sqlite::open_builder(&path).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
-        let rows = Rows::open(connection, Arc::new(Statements::new())).await?;
+        // There is no write-ahead log.
+        let rows = Rows::open(connection, Arc::new(Statements::new()), Checkpoints::at(u64::MAX)).await?;
         let mut fill = Fill { rows };
         fill.execute("BEGIN").await?;
         Ok(fill)

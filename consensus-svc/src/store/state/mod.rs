@@ -32,6 +32,7 @@ use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::checkpoints::{Checkpoints, STATE_PAGES};
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
 use super::recent::Recent;
@@ -211,7 +212,8 @@ impl State {
         scope: Scope,
     ) -> Result<State> {
         let (view, meta) = rows::load_status(&mut connection).await.map_err(|error| error.in_file(&path))?;
-        let rows = Rows::open(connection, Arc::new(Statements::new())).await;
+        let checkpoints = Checkpoints::beside(&path, &failure, STATE_PAGES);
+        let rows = Rows::open(connection, Arc::new(Statements::new()), checkpoints).await;
         let mut rows = rows.map_err(|error| error.in_file(&path))?;
         match scope {
             Scope::Committed => {}

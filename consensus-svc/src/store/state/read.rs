@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
 use pinfold_proto::{storage, types};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row};
 
 use super::State;
 use super::columns::{Numbers, torn};
-use super::rows::{decode, outcome_in, pin_in, value};
+use super::rows::{decode, outcome_in, pin_in};
 use crate::store::error::{Error, Result};
 use crate::store::readers::Reader;
 use crate::store::sqlite::{ROWS, field};
@@ -233,7 +232,8 @@ impl State {
         rows.iter().map(|row| Ok(Holding { row: field(row, 0)?, pin: pin_in(row)? })).collect()
     }
 
-    /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory.
+    /// SHA-256 over the pinset in CID order, and the index that it is of; in one read transaction, in constant memory. A
+    /// stretch at a time: rows that are read faster than they are hashed would leave no other task its turn.
     pub async fn digest(&self) -> Result<Digest> {
         let mut reader = self.reader().await?;
         let mut snapshot = reader.begin().await.map_err(|error| self.unreadable(error))?;
@@ -243,11 +243,15 @@ impl State {
         let index = applied.transpose()?.map_or(0, |applied| applied.index);
         let (lineage, pins) = (field::<i64>(&row, 1)? as u64, field::<i64>(&row, 2)? as u64);
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-        let mut rows = sqlx::query("SELECT v, sum FROM pins ORDER BY cid").fetch(&mut *snapshot);
-        while let Some(row) = rows.try_next().await.map_err(|error| self.unreadable(error))? {
-            let entry = value(&row, "a pin")?;
-            hash.update(&(entry.len() as u64).to_be_bytes());
-            hash.update(entry);
+        let mut after = Some(Vec::new());
+        while let Some(from) = after {
+            let row = stretch(&mut snapshot, ALL_TYPES, &from, CHUNK_ROWS).await;
+            let chunk = chunk_in(&row.map_err(|error| self.unreadable(error))?, CHUNK_ROWS, index)?;
+            for pin in &chunk.pins {
+                hash.update(&(pin.len() as u64).to_be_bytes());
+                hash.update(pin);
+            }
+            after = chunk.next;
         }
         Ok(Digest { index, lineage, pins, sha256: hash.finish().as_ref().to_vec() })
     }

@@ -11,9 +11,10 @@ use sqlx::{Arguments as _, AssertSqlSafe, Row};
 
 use super::Meta;
 use crate::pinset::{KeyRange, PeerTable, View};
+use crate::store::checkpoints::Checkpoints;
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership};
-use crate::store::sqlite::{Checkpoints, Many, ROWS, STATE_CHECKPOINT_PAGES, field};
+use crate::store::sqlite::{Many, ROWS, field};
 use crate::store::sum;
 
 pub const VERSION: i64 = 2;
@@ -187,7 +188,11 @@ type Bound = std::result::Result<(), BoxDynError>;
 
 impl Rows {
     /// Reads what is kept in memory: the slots of holders and the next row ID.
-    pub async fn open(mut connection: SqliteConnection, statements: Arc<Statements>) -> Result<Rows> {
+    pub async fn open(
+        mut connection: SqliteConnection,
+        statements: Arc<Statements>,
+        checkpoints: Checkpoints,
+    ) -> Result<Rows> {
         let mut slots = HashMap::new();
         let found = sqlx::query("SELECT slot, peer FROM holders").fetch_all(&mut connection).await;
         for row in found.map_err(Error::sqlite(LOADING))? {
@@ -205,7 +210,7 @@ impl Rows {
             slots,
             next_pin,
             waiting: Waiting::default(),
-            checkpoints: Checkpoints::at(STATE_CHECKPOINT_PAGES),
+            checkpoints,
         })
     }
 
@@ -245,6 +250,11 @@ impl Rows {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Waits until nobody but this connection works at the file's write-ahead log.
+    pub async fn settle(&mut self) -> Result<()> {
+        self.checkpoints.settle().await.map(drop)
     }
 
     /// Between transactions; within a rehearsal there is nothing to keep up with.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::rows::{self, Held, Loaded, Put, Rows, Scope};
 use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
+use crate::store::checkpoints::{Checkpoints, STATE_PAGES};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership, Payload, Record};
 use crate::store::sqlite::{self, Sync};
@@ -296,7 +297,9 @@ impl Writer {
     }
 
     async fn replace(self, file: PathBuf) -> Result<Writer> {
-        let Writer { rows: Rows { connection, statements, .. }, path: old, shared, .. } = self;
+        let Writer { mut rows, path: old, shared, .. } = self;
+        rows.settle().await?;
+        let Rows { connection, statements, .. } = rows;
         connection.close().await.map_err(Error::sqlite("close the old state"))?;
         let folder = shared.folder.clone();
         let previous = old.clone();
@@ -306,7 +309,8 @@ impl Writer {
         let mut connection = sqlite::open_writer(&path, Sync::Checkpoint).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
         let (view, meta) = rows::load_status(&mut connection).await?;
-        let rows = Rows::open(connection, statements).await?;
+        let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_PAGES);
+        let rows = Rows::open(connection, statements, checkpoints).await?;
         let before = std::mem::replace(&mut *shared.generation.write(), Arc::new(Generation::open(&path)));
         tokio::spawn(async move {
             // A reader that has just looked up the old file may still be about to take a connection.
@@ -328,11 +332,12 @@ impl Writer {
     }
 
     async fn close(mut self) {
+        let settled = self.rows.settle().await;
         let ended = match self.rows.scope() {
             Scope::Committed => self.checkpoint().await.map(drop),
             Scope::Rehearsed => self.rows.leave().await,
         };
-        if let Err(error) = ended {
+        if let Err(error) = settled.and(ended) {
             tracing::warn!(%error, "the state was closed without a checkpoint; the log still has what it needs");
         }
         if let Err(error) = self.rows.connection.close().await {

@@ -1,0 +1,185 @@
+//! When the write-ahead log of a file is moved to it. SQLite would do it within a commit, and keep an error of the disk to
+//! itself; here it happens between transactions, and an error of it is final as that of a commit is.
+
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection as _, Row as _};
+use tokio::task::JoinHandle;
+
+use super::error::{Error, Failure, Result};
+use super::sqlite::open_mover;
+
+/// Pages of 4 KiB in the write-ahead log before they are moved. Those of the log are written once or twice.
+pub const LOG_PAGES: u64 = 4096;
+/// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
+/// is moved once.
+pub const STATE_PAGES: u64 = 12_288;
+const PAGE_BYTES: usize = 4096;
+/// So many times the usual may wait while they are moved beside the writer, which waits then.
+const AT_MOST: u64 = 4;
+/// What is left of the usual is moved by the writer itself: only with nothing left does the write-ahead log begin anew.
+const SMALL_SHARE: u64 = 8;
+
+/// Moves a writer's write-ahead log to its file in time.
+pub struct Checkpoints {
+    /// Pages written since the last look, estimated, rather too many than too few.
+    pages: u64,
+    /// At so many they are moved.
+    most: u64,
+    beside: Option<Beside>,
+}
+
+/// Moving by another connection, while the writer goes on: it takes two waits for the disk, and long ones.
+struct Beside {
+    path: PathBuf,
+    failure: Failure,
+    running: Option<JoinHandle<Result<u64>>>,
+}
+
+impl Checkpoints {
+    /// By the writer itself. What a file that was not closed has waiting is unknown: the first commit looks.
+    pub fn at(most: u64) -> Checkpoints {
+        Checkpoints { pages: most, most, beside: None }
+    }
+
+    /// Beside the writer of `path`, as long as that keeps up with it.
+    pub fn beside(path: &Path, failure: &Failure, most: u64) -> Checkpoints {
+        let beside = Beside { path: path.to_owned(), failure: failure.clone(), running: None };
+        Checkpoints { pages: most, most, beside: Some(beside) }
+    }
+
+    /// How much was written is not known.
+    pub fn look_next(&mut self) {
+        self.pages = self.most;
+    }
+
+    /// `rows` were written, with `bytes` in them that do not fit into one page.
+    pub fn wrote(&mut self, rows: usize, bytes: usize) {
+        /// A leaf of the table and one of each of two indexes.
+        const PAGES_OF_A_ROW: usize = 3;
+        self.pages = self.pages.saturating_add((rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64);
+    }
+
+    /// Outside of a transaction of `connection`, the writer's.
+    pub async fn keep_up(&mut self, connection: &mut SqliteConnection) -> Result<()> {
+        if self.is_moving() && self.pages < AT_MOST * self.most {
+            return Ok(());
+        }
+        let moved = self.settle().await?;
+        if moved.is_none() && self.pages < self.most {
+            return Ok(());
+        }
+        self.pages = look(connection).await?;
+        let enough = if moved.is_some() { self.most / SMALL_SHARE } else { self.most };
+        match &mut self.beside {
+            // Once more, as long as what comes meanwhile gets less.
+            Some(beside) if self.pages >= enough && moved.is_none_or(|before| self.pages < before / 2) => {
+                let (path, failure, pages) = (beside.path.clone(), beside.failure.clone(), self.pages);
+                beside.running = Some(tokio::spawn(async move {
+                    let moved = move_all(&path).await.map_err(|error| error.in_file(&path));
+                    // The writer may have nothing to write for long.
+                    moved.inspect_err(|error| failure.set(error)).map(|()| pages)
+                }));
+            }
+            Some(_) if moved.is_some() => self.pages = move_by(connection).await?,
+            None if self.pages >= self.most => self.pages = move_by(connection).await?,
+            Some(_) | None => {}
+        }
+        Ok(())
+    }
+
+    fn is_moving(&self) -> bool {
+        let running = self.beside.as_ref().and_then(|beside| beside.running.as_ref());
+        running.is_some_and(|running| !running.is_finished())
+    }
+
+    /// Waits until nothing is moved beside the writer any more; how many pages that was about, `None`: nothing was.
+    pub async fn settle(&mut self) -> Result<Option<u64>> {
+        let Some(running) = self.beside.as_mut().and_then(|beside| beside.running.take()) else { return Ok(None) };
+        running.await.map_err(|_| Error::Closed)?.map(Some)
+    }
+}
+
+async fn move_all(path: &Path) -> Result<()> {
+    let mut connection = open_mover(path).await?;
+    let moved = move_by(&mut connection).await;
+    connection.close().await.map_err(Error::sqlite("close a database"))?;
+    moved.map(drop)
+}
+
+/// Pages in the write-ahead log that are not in the file.
+async fn look(connection: &mut SqliteConnection) -> Result<u64> {
+    waiting_pages(connection, "PRAGMA wal_checkpoint(NOOP)").await
+}
+
+/// The same after they were moved. Those that a reader still needs wait.
+async fn move_by(connection: &mut SqliteConnection) -> Result<u64> {
+    waiting_pages(connection, "PRAGMA wal_checkpoint(PASSIVE)").await
+}
+
+async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) -> Result<u64> {
+    let row = sqlx::query(pragma).fetch_one(connection).await.map_err(Error::sqlite("move the write-ahead log"))?;
+    Ok(row.get::<i64, _>(1).saturating_sub(row.get::<i64, _>(2)).max(0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::sqlite::{Sync, open_writer};
+
+    const MOST: u64 = 64;
+
+    async fn database(path: &Path) -> SqliteConnection {
+        let mut connection = open_writer(path, Sync::Checkpoint).await.unwrap();
+        sqlx::raw_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)").execute(&mut connection).await.unwrap();
+        connection
+    }
+
+    async fn write(connection: &mut SqliteConnection, checkpoints: &mut Checkpoints) {
+        sqlx::query("INSERT INTO t (v) VALUES (zeroblob(4000))").execute(connection).await.unwrap();
+        checkpoints.wrote(1, 4000);
+    }
+
+    /// Goal: a write-ahead log that is moved while its writer goes on begins anew all the same, and everything is there.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn moved_beside_the_writer() {
+        const ROWS: u64 = 5000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        let mut connection = database(&path).await;
+        let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST);
+        let mut moved = 0;
+        for _ in 0..ROWS {
+            write(&mut connection, &mut checkpoints).await;
+            checkpoints.keep_up(&mut connection).await.unwrap();
+            moved += u64::from(checkpoints.is_moving());
+        }
+        assert!(moved > 0);
+        checkpoints.settle().await.unwrap();
+        let size = std::fs::metadata(folder.path().join("t.db-wal")).unwrap().len();
+        assert!(size < 4 * AT_MOST * MOST * PAGE_BYTES as u64, "{size} bytes of a write-ahead log");
+        connection.close().await.unwrap();
+        let mut connection = open_mover(&path).await.unwrap();
+        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(rows as u64, ROWS);
+    }
+
+    /// Goal: what fails beside the writer is told at once, though the writer writes nothing more, and to the writer too.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn failures_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut connection = database(&folder.path().join("t.db")).await;
+        let failure = Failure::default();
+        let mut checkpoints = Checkpoints::beside(&folder.path().join("gone.db"), &failure, MOST);
+        for _ in 0..2 * MOST {
+            write(&mut connection, &mut checkpoints).await;
+        }
+        checkpoints.keep_up(&mut connection).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(60), failure.happened()).await.unwrap();
+        assert!(told.to_string().contains("gone.db"), "{told}");
+        assert!(checkpoints.settle().await.is_err());
+    }
+}
