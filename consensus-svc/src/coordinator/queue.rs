@@ -80,20 +80,25 @@ impl Waiting {
     }
 
     fn push_back(&mut self, job: Job) {
-        self.items += job.work.len();
+        self.items += weight(&job);
         self.jobs.push_back(job);
     }
 
     fn push_front(&mut self, job: Job) {
-        self.items += job.work.len();
+        self.items += weight(&job);
         self.jobs.push_front(job);
     }
 
     fn pop_front(&mut self) -> Option<Job> {
         let job = self.jobs.pop_front()?;
-        self.items -= job.work.len();
+        self.items -= weight(&job);
         Some(job)
     }
+}
+
+/// A request about nothing is to be answered too.
+fn weight(job: &Job) -> usize {
+    job.work.len().max(1)
 }
 
 /// The oldest waiting requests that fit together and touch nothing that is on the way, in their order per CID.
@@ -241,6 +246,15 @@ mod tests {
         assert_eq!(second[0].work.len(), 2);
         let (third, _) = next_batch(&mut waiting, &HashSet::new()).unwrap();
         assert_eq!((third.len(), waiting.len(), waiting.items), (1, 0, 0));
+    }
+
+    /// Goal: a lone request goes at once, and the more is on the way the more has to wait, up to a bound.
+    #[test]
+    fn further_batches_are_larger() {
+        assert!(is_due(0, 1) && !is_due(0, 0));
+        assert!(is_due(1, 64) && is_due(3, 64) && !is_due(1, 63));
+        assert!(is_due(4, MAX_BATCH_ITEMS) && is_due(11, MAX_BATCH_ITEMS) && !is_due(4, MAX_BATCH_ITEMS - 1));
+        assert!(!is_due(12, usize::MAX));
     }
 
     /// Goal: a batch is bounded, a larger request goes alone, and callers that gave up are forgotten.
