@@ -103,10 +103,8 @@ async fn once(
     let facts = core.state.facts();
     let read_index = core.state.applied_index();
     let count = items.len();
-    let reading = match core.expect_new_items.load(Ordering::Relaxed) && attempt == 1 {
-        true => Reading::Others,
-        false => Reading::Everything,
-    };
+    let takes_for_new = attempt == 1 && core.expect_new_items.load(Ordering::Relaxed);
+    let reading = if takes_for_new { Reading::Others } else { Reading::Everything };
     let cids = cids(open, &items, reading);
     let existing: HashMap<Vec<u8>, Arc<types::Pin>> = match core.state.get_many(&cids).await {
         Ok(rows) => rows.into_iter().map(|(cid, pin)| (cid, Arc::new(pin))).collect(),

@@ -65,9 +65,10 @@ ALTER TABLE items ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE items ADD COLUMN last_block INTEGER;
 ";
 
-/// From version 2: what was tried has a lane of its own.
+/// From version 2: what was tried has a lane of its own. Only where something is planned, which has an index: the others get
+/// theirs when they are planned again.
 const FROM_2: &str = "
-UPDATE items SET lane = 4 WHERE lane = 0 AND attempts > 0;
+UPDATE items SET lane = 4 WHERE lane = 0 AND next_try IS NOT NULL AND attempts > 0;
 PRAGMA user_version = 3;
 ";
 

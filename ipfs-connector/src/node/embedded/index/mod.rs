@@ -309,11 +309,13 @@ fn signed(number: u64) -> i64 {
 
 fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> NodeError {
     move |error| {
-        let text = format!("embedded node: index: {doing}: {error}");
+        let text = format!("embedded node: index: {doing}");
         match &error {
-            // SQLITE_FULL
-            sqlx::Error::Database(inner) if inner.code().as_deref() == Some("13") => NodeError::DiskFull(text),
-            _ => NodeError::Other(text),
+            // SQLITE_FULL: in the words of the files beside it, so that people see the same whoever notices first.
+            sqlx::Error::Database(inner) if inner.code().as_deref() == Some("13") => {
+                NodeError::DiskFull(format!("{text}: No space left on device: {error}"))
+            }
+            _ => NodeError::Other(format!("{text}: {error}")),
         }
     }
 }
