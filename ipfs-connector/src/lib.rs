@@ -8,6 +8,7 @@ pub mod error;
 pub mod follow;
 mod grpc;
 pub mod informer;
+mod lists;
 pub mod node;
 pub mod store;
 mod swarm;

@@ -100,3 +100,18 @@ fn pure_files_are_pure() {
     }
     assert!(seen >= 5, "only {seen} pure files found: were they renamed?");
 }
+
+/// Goal: statements stay prepared. SQLite looks at a parameter that is all of a LIMIT when it plans, and so plans anew each
+/// time such a statement is used; of `+?` it knows nothing beforehand.
+#[test]
+fn limits_do_not_prepare_again() {
+    let mut seen = 0;
+    for room in SERVICES {
+        for (file, text) in sources(&format!("{room}/src")) {
+            let code = code(&text);
+            assert!(!code.contains("LIMIT ?"), "{file}: a bound LIMIT is written +?");
+            seen += code.matches("LIMIT +?").count();
+        }
+    }
+    assert!(seen > 0, "no bound LIMIT found: is it written in another way?");
+}

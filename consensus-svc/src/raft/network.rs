@@ -231,7 +231,12 @@ impl NetStreamAppend<Types> for Peer {
         S: futures::Stream<Item = AppendEntriesRequest> + OptionalSend + Unpin + 'static,
     {
         let _ = option;
-        Box::pin(async move { append::run(&self.context, self.target, client(&self.link), input).await })
+        // The pulse is what reads and elections wait for.
+        let commit_waits = match self.used_for {
+            Use::Replication => append::COMMIT_WAITS,
+            Use::Pulse | Use::Snapshots => Duration::ZERO,
+        };
+        Box::pin(async move { append::run(&self.context, self.target, client(&self.link), input, commit_waits).await })
     }
 }
 

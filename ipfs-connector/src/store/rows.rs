@@ -1,5 +1,4 @@
-//! Items as rows and back, and the statements that read and write many at once. Statements with lists come in a few
-//! fixed lengths, so that SQLite prepares each once.
+//! Items as rows and back, and the statements that read and write many at once.
 
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use super::{Lane, Settlement, failed};
 use crate::error::{ConnectorError, Result};
+use crate::lists::{LENGTHS, pieces};
 use crate::tracker::operation::{Class, Fetched, Hold, Item, Ownership, Todo};
 
 /// What the index of rows in error covers, and `cluster_error`, which no row has.
@@ -18,9 +18,6 @@ const ERROR_STATUSES: u32 = TrackerStatus::ClusterError.bit()
     | TrackerStatus::PinError.bit()
     | TrackerStatus::UnpinError.bit()
     | TrackerStatus::UnexpectedlyUnpinned.bit();
-
-/// Rows in one statement, largest first.
-const LENGTHS: [usize; 3] = [64, 8, 1];
 
 /// A whole item with the rest of the statement; the columns are in the order that `item` reads.
 macro_rules! select {
@@ -75,11 +72,11 @@ const SETTLED: [&str; 13] = [
 
 /// Text of the statements with lists, by length.
 pub(super) struct Statements {
-    select: [Arc<str>; 3],
-    upsert: [Arc<str>; 3],
-    settle: [Arc<str>; 3],
-    delete: [Arc<str>; 3],
-    delete_any: [Arc<str>; 3],
+    select: [Arc<str>; LENGTHS.len()],
+    upsert: [Arc<str>; LENGTHS.len()],
+    settle: [Arc<str>; LENGTHS.len()],
+    delete: [Arc<str>; LENGTHS.len()],
+    delete_any: [Arc<str>; LENGTHS.len()],
 }
 
 impl Statements {
@@ -126,16 +123,6 @@ fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
     AssertSqlSafe(text.clone())
 }
 
-/// Cuts a list into pieces that there are statements for, with the index of the statement.
-fn pieces<T>(mut list: &[T]) -> impl Iterator<Item = (usize, &[T])> {
-    std::iter::from_fn(move || {
-        let index = LENGTHS.iter().position(|length| *length <= list.len())?;
-        let (piece, rest) = list.split_at(LENGTHS[index]);
-        list = rest;
-        Some((index, piece))
-    })
-}
-
 pub(super) async fn by_cids(
     connection: &mut SqliteConnection,
     statements: &Statements,
@@ -161,12 +148,12 @@ pub(super) async fn page(
     statuses: u32,
     limit: usize,
 ) -> Result<Vec<Item>> {
-    const ALL: &str = select!("WHERE cid > ? ORDER BY cid LIMIT ?");
-    const SOME: &str = select!("WHERE cid > ? AND status & ? ORDER BY cid LIMIT ?");
+    const ALL: &str = select!("WHERE cid > ? ORDER BY cid LIMIT +?");
+    const SOME: &str = select!("WHERE cid > ? AND status & ? ORDER BY cid LIMIT +?");
     // What is in error is few among many, and has an index.
     const IN_ERROR: &str = select!(
         "INDEXED BY items_in_error \
-         WHERE status IN (4, 8, 4096) AND cid > ? AND status & ? ORDER BY cid LIMIT ?"
+         WHERE status IN (4, 8, 4096) AND cid > ? AND status & ? ORDER BY cid LIMIT +?"
     );
     let query = if statuses == 0 {
         sqlx::query(ALL).bind(after)
@@ -182,7 +169,7 @@ pub(super) async fn page(
 pub(super) async fn troubled(connection: &mut SqliteConnection, after: &[u8], limit: usize) -> Result<Vec<Item>> {
     let rows = sqlx::query(select!(
         "INDEXED BY items_in_error \
-         WHERE status IN (4, 8, 4096) AND cid > ? ORDER BY cid LIMIT ?"
+         WHERE status IN (4, 8, 4096) AND cid > ? ORDER BY cid LIMIT +?"
     ))
     .bind(after)
     .bind(limit as i64)
@@ -202,7 +189,7 @@ pub(super) async fn range(
     match through {
         None => page(connection, after, 0, limit).await,
         Some(through) => {
-            let rows = sqlx::query(select!("WHERE cid > ? AND cid <= ? ORDER BY cid LIMIT ?"))
+            let rows = sqlx::query(select!("WHERE cid > ? AND cid <= ? ORDER BY cid LIMIT +?"))
                 .bind(after)
                 .bind(through)
                 .bind(limit as i64)
@@ -224,7 +211,7 @@ pub(super) async fn due(
     let rows = sqlx::query(select!(
         "INDEXED BY items_planned \
          WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? AND (next_try, id) > (?, ?) \
-         ORDER BY next_try, id LIMIT ?"
+         ORDER BY next_try, id LIMIT +?"
     ))
     .bind(lane.number())
     .bind(now_ms)
@@ -245,7 +232,7 @@ pub(super) async fn newest_due(
 ) -> Result<Vec<Item>> {
     let rows = sqlx::query(select!(
         "INDEXED BY items_planned \
-         WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? ORDER BY next_try DESC, id DESC LIMIT ?"
+         WHERE lane = ? AND next_try IS NOT NULL AND next_try <= ? ORDER BY next_try DESC, id DESC LIMIT +?"
     ))
     .bind(lane.number())
     .bind(now_ms)
@@ -274,7 +261,7 @@ pub(super) async fn held(
 ) -> Result<Vec<Item>> {
     let rows = sqlx::query(select!(
         "INDEXED BY items_held \
-         WHERE hold = ? AND hold > 0 AND cid > ? ORDER BY cid LIMIT ?"
+         WHERE hold = ? AND hold > 0 AND cid > ? ORDER BY cid LIMIT +?"
     ))
     .bind(hold.number())
     .bind(after)
@@ -293,7 +280,7 @@ pub(super) async fn disown(
     why: &str,
 ) -> Result<Option<i64>> {
     let last: Option<i64> =
-        sqlx::query_scalar("SELECT max(id) FROM (SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?)")
+        sqlx::query_scalar("SELECT max(id) FROM (SELECT id FROM items WHERE id > ? ORDER BY id LIMIT +?)")
             .bind(after)
             .bind(limit)
             .fetch_one(&mut *connection)

@@ -6,13 +6,19 @@
 //! still, and has answers from before in its socket, would read what others have overwritten. So an answer is given to
 //! the library only when no later request is on its way that it would be taken for, and nothing is asked of the library
 //! until it has looked at it.
+//!
+//! What only says that everything sent so far is committed waits a moment for the next entries and goes with them: a lone
+//! client's writes then cost a follower one message each and not two. While it waits, an answer that the library would
+//! take for one of it is not needed for any majority, and is held back like the others.
 
 use std::collections::VecDeque;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use futures::stream::Fuse;
 use futures::{Stream, StreamExt, stream};
 use openraft::base::BoxStream;
 use openraft::raft::StreamAppendError;
@@ -22,6 +28,7 @@ use pinfold_common::channel::explain;
 use pinfold_proto::consensus as wire;
 use pinfold_proto::consensus::append_reply::Result as Outcome;
 use pinfold_proto::consensus::raft_client::RaftClient;
+use tokio::time::Sleep;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -31,17 +38,24 @@ use crate::raft::types::{
     vote_from_proto, vote_to_proto,
 };
 
+/// For what is only about committing. A follower that nobody writes to learns so much later what it may apply.
+pub const COMMIT_WAITS: Duration = Duration::from_millis(5);
+
 /// A request that waits for its answer.
 struct Sent {
     at: Instant,
     previous: Option<LogId>,
     last: Option<LogId>,
+    /// For the library these are two requests, the first of which ends where the second begins.
+    carries_another: bool,
 }
 
 /// Shared by the two directions of one stream. The library bounds how far it is ahead.
 #[derive(Default)]
 struct OnTheWay {
     sent: VecDeque<Sent>,
+    /// Where a request ends that the library has made and that was not sent yet.
+    waiting: Option<LogId>,
     /// The library has an answer and may not have looked at it.
     is_answering: bool,
     /// Of the requests, which wait for that.
@@ -52,16 +66,79 @@ impl OnTheWay {
     /// Whether the library would take the answer `matching` for one of a request that waits. Those further back begin and
     /// end no earlier than the oldest.
     fn would_confirm_another(&self, matching: Option<&LogId>) -> bool {
-        let is_confirmed = |sent: &Sent| sent.last.as_ref() <= matching || sent.previous.as_ref() < matching;
-        self.sent.front().is_some_and(is_confirmed)
+        let is_confirmed = |sent: &Sent| {
+            let previous = sent.previous.as_ref();
+            sent.last.as_ref() <= matching || previous < matching || sent.carries_another && previous == matching
+        };
+        match self.sent.front() {
+            Some(sent) => is_confirmed(sent),
+            None => self.waiting.is_some() && self.waiting.as_ref() <= matching,
+        }
     }
 }
 
 /// The library's requests, each written down in the moment in which it is made.
 struct Requests<S> {
-    input: S,
+    input: Fuse<S>,
     addressed: wire::Target,
     on_the_way: Arc<Mutex<OnTheWay>>,
+    /// How long what is only about committing waits for entries.
+    patience: Duration,
+    waiting: Option<Waiting>,
+    /// What came after something that it could not go with.
+    next: Option<AppendEntriesRequest>,
+}
+
+/// A request that waits for entries to go with.
+struct Waiting {
+    request: AppendEntriesRequest,
+    until: Pin<Box<Sleep>>,
+}
+
+impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
+    fn new(input: S, addressed: wire::Target, on_the_way: Arc<Mutex<OnTheWay>>, patience: Duration) -> Requests<S> {
+        Requests { input: input.fuse(), addressed, on_the_way, patience, waiting: None, next: None }
+    }
+
+    /// What is sent next, and whether a request that waited goes with it.
+    fn poll_request(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<(AppendEntriesRequest, bool)>> {
+        loop {
+            let next = match self.next.take() {
+                Some(next) => Poll::Ready(Some(next)),
+                None => self.input.poll_next_unpin(cx),
+            };
+            let request = match next {
+                Poll::Ready(Some(request)) => request,
+                Poll::Ready(None) => return Poll::Ready(self.waiting.take().map(|waiting| (waiting.request, false))),
+                Poll::Pending => {
+                    let Some(waiting) = &mut self.waiting else { return Poll::Pending };
+                    ready!(waiting.until.as_mut().poll(cx));
+                    return Poll::Ready(self.waiting.take().map(|waiting| (waiting.request, false)));
+                }
+            };
+            let Some(waiting) = self.waiting.take() else {
+                if !self.may_wait(&request) {
+                    return Poll::Ready(Some((request, false)));
+                }
+                self.waiting = Some(Waiting { request, until: Box::pin(tokio::time::sleep(self.patience)) });
+                continue;
+            };
+            if request.vote != waiting.request.vote || request.prev_log_id != waiting.request.prev_log_id {
+                self.next = Some(request);
+                return Poll::Ready(Some((waiting.request, false)));
+            }
+            if !self.may_wait(&request) {
+                return Poll::Ready(Some((request, true)));
+            }
+            self.waiting = Some(Waiting { request, until: waiting.until });
+        }
+    }
+
+    /// Whether a request has nothing but the word that all before it is committed.
+    fn may_wait(&self, request: &AppendEntriesRequest) -> bool {
+        let is_all_committed = request.prev_log_id.is_some() && request.leader_commit == request.prev_log_id;
+        !self.patience.is_zero() && request.entries.is_empty() && is_all_committed
+    }
 }
 
 impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Stream for Requests<S> {
@@ -74,9 +151,11 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Stream for Requests<S> {
             on_the_way.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let Some(request) = ready!(Pin::new(&mut self.input).poll_next(cx)) else { return Poll::Ready(None) };
+        let polled = self.poll_request(cx);
+        on_the_way.waiting = self.waiting.as_ref().and_then(|waiting| waiting.request.prev_log_id);
+        let Some((request, carries_another)) = ready!(polled) else { return Poll::Ready(None) };
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        on_the_way.sent.push_back(Sent { at: Instant::now(), previous: request.prev_log_id, last });
+        on_the_way.sent.push_back(Sent { at: Instant::now(), previous: request.prev_log_id, last, carries_another });
         Poll::Ready(Some(encode(self.addressed.clone(), &request)))
     }
 }
@@ -88,6 +167,7 @@ pub async fn run<'s, S>(
     target: u64,
     client: Result<RaftClient<Channel>, Error>,
     mut input: S,
+    commit_waits: Duration,
 ) -> Result<BoxStream<'s, Result<StreamAppendResult, RpcError>>, RpcError>
 where
     S: Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
@@ -98,7 +178,7 @@ where
     let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
     let input = stream::once(std::future::ready(first)).chain(input);
     let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
-    let requests = Requests { input, addressed: context.addressed(target), on_the_way: on_the_way.clone() };
+    let requests = Requests::new(input, context.addressed(target), on_the_way.clone(), commit_waits);
     let opening = tokio::time::timeout(context.patience, client.append(requests));
     let opened = match opening.await {
         Ok(opened) => opened.map_err(explain),
@@ -200,6 +280,7 @@ fn decode(reply: &wire::AppendReply, sent: &Sent) -> Result<StreamAppendResult, 
 
 #[cfg(test)]
 mod tests {
+    use openraft::EntryPayload;
     use pinfold_common::identity::Identity;
     use pinfold_common::tls::{ClusterSecret, Room, Tls};
     use pinfold_proto::storage;
@@ -209,6 +290,7 @@ mod tests {
 
     use super::*;
     use crate::raft::network::Links;
+    use crate::raft::types::Entry;
 
     /// Goal: a node that is down is called when there is something to send and not before. The library's pause after a
     /// failure is a request that comes late, so without this replication to it spins.
@@ -229,7 +311,8 @@ mod tests {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
         let channel = context.links.replication.to(Room::Consensus, &identity.peer_id, &address);
         let (sender, input) = mpsc::channel(1);
-        let mut opening = Box::pin(run(&context, 2, Ok(RaftClient::new(channel)), ReceiverStream::new(input)));
+        let mut opening =
+            Box::pin(run(&context, 2, Ok(RaftClient::new(channel)), ReceiverStream::new(input), Duration::ZERO));
         // Long enough for any refused connection on this host.
         assert!(
             tokio::time::timeout(Duration::from_millis(500), &mut opening).await.is_err(),
@@ -248,32 +331,53 @@ mod tests {
         }
     }
 
-    fn entry(index: u64) -> Option<LogId> {
+    fn log_id(index: u64) -> Option<LogId> {
         Some(log_id_from_proto(&storage::LogId { index, ..storage::LogId::default() }))
+    }
+
+    /// The entries behind `previous` up to `last`.
+    fn request(previous: u64, last: u64, commit: u64) -> AppendEntriesRequest {
+        let entry = |index| Entry { log_id: log_id(index).unwrap(), payload: EntryPayload::Blank };
+        AppendEntriesRequest {
+            prev_log_id: log_id(previous),
+            entries: (previous + 1..=last).map(entry).collect(),
+            leader_commit: log_id(commit),
+            ..heartbeat()
+        }
     }
 
     /// Goal: an answer that the library would take for one of a later request is held back: a leader that stood still
     /// would have its reads confirmed by answers from before.
     #[test]
     fn answers_confirm_no_later_request() {
-        let on_the_way = |requests: &[(u64, u64)]| {
-            let sent = |(previous, last): &(u64, u64)| Sent {
+        let on_the_way = |requests: &[(u64, u64, bool)], waiting: Option<u64>| {
+            let sent = |(previous, last, carries_another): &(u64, u64, bool)| Sent {
                 at: Instant::now(),
-                previous: entry(*previous),
-                last: entry(*last),
+                previous: log_id(*previous),
+                last: log_id(*last),
+                carries_another: *carries_another,
             };
-            OnTheWay { sent: requests.iter().map(sent).collect(), ..OnTheWay::default() }
+            OnTheWay {
+                sent: requests.iter().map(sent).collect(),
+                waiting: waiting.and_then(log_id),
+                ..OnTheWay::default()
+            }
         };
-        for (requests, matching, expected) in [
-            (&[][..], 5, false),
-            (&[(5, 7)], 5, false),
-            (&[(5, 5)], 5, true),
-            (&[(5, 7), (7, 7)], 5, false),
-            (&[(4, 7)], 5, true),
-            (&[(5, 5)], 4, false),
+        for (requests, waiting, matching, expected) in [
+            (&[][..], None, 5, false),
+            (&[(5, 7, false)], None, 5, false),
+            (&[(5, 5, false)], None, 5, true),
+            (&[(5, 7, false), (7, 7, false)], None, 5, false),
+            (&[(4, 7, false)], None, 5, true),
+            (&[(5, 5, false)], None, 4, false),
+            (&[(5, 7, true)], None, 5, true),
+            (&[(5, 7, true)], None, 4, false),
+            (&[], Some(5), 5, true),
+            (&[], Some(5), 4, false),
+            (&[(5, 7, false)], Some(7), 5, false),
         ] {
-            let told = on_the_way(requests).would_confirm_another(entry(matching).as_ref());
-            assert_eq!(told, expected, "{requests:?} after an answer up to {matching}");
+            let told = on_the_way(requests, waiting).would_confirm_another(log_id(matching).as_ref());
+            assert_eq!(told, expected, "{requests:?} and {waiting:?} after an answer up to {matching}");
         }
     }
 
@@ -283,7 +387,7 @@ mod tests {
         let (sender, input) = mpsc::channel(1);
         let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
         let addressed = wire::Target::default();
-        let mut requests = Requests { input: ReceiverStream::new(input), addressed, on_the_way: on_the_way.clone() };
+        let mut requests = Requests::new(ReceiverStream::new(input), addressed, on_the_way.clone(), Duration::ZERO);
         on_the_way.lock().is_answering = true;
         sender.send(heartbeat()).await.unwrap();
         let mut next = requests.next();
@@ -297,5 +401,51 @@ mod tests {
         waker.expect("the requests wait").wake();
         assert!(next.await.is_some());
         assert_eq!(on_the_way.lock().sent.len(), 1);
+    }
+
+    /// What was sent of these requests: where each begins and ends, and what it says is committed.
+    async fn sent(requests: Vec<AppendEntriesRequest>, patience: Duration) -> Vec<(u64, usize, u64)> {
+        let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
+        let input = stream::iter(requests);
+        let requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), patience);
+        let index = |id: Option<storage::LogId>| id.map_or(0, |id| id.index);
+        let sent = requests.map(|sent| (index(sent.previous), sent.entries.len(), index(sent.leader_commit)));
+        let sent = sent.collect::<Vec<_>>().await;
+        assert_eq!(on_the_way.lock().sent.len(), sent.len(), "each is written down");
+        assert_eq!(on_the_way.lock().waiting, None);
+        sent
+    }
+
+    /// Goal: word of a commit goes with the entries that follow it, and alone when none do; nothing else waits.
+    #[tokio::test]
+    async fn commits_go_with_the_next_entries() {
+        let long = Duration::from_secs(3600);
+        let both = vec![request(4, 5, 4), request(5, 5, 5), request(5, 7, 5), request(7, 7, 7), request(7, 7, 7)];
+        assert_eq!(sent(both.clone(), long).await, [(4, 1, 4), (5, 2, 5), (7, 0, 7)]);
+        assert_eq!(sent(both, Duration::ZERO).await, [(4, 1, 4), (5, 0, 5), (5, 2, 5), (7, 0, 7), (7, 0, 7)]);
+        // What the entries on the way wait for, and what goes on elsewhere.
+        let apart = vec![request(5, 5, 4), request(5, 7, 4), request(7, 7, 7), request(8, 9, 7)];
+        assert_eq!(sent(apart, long).await, [(5, 0, 4), (5, 2, 4), (7, 0, 7), (8, 1, 7)]);
+    }
+
+    /// Goal: a request waits no longer than it may, is known while it does, and is remembered by the one it goes with.
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_commit_is_written_down() {
+        let (sender, input) = mpsc::channel(2);
+        let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
+        let input = ReceiverStream::new(input);
+        let mut requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), COMMIT_WAITS);
+        sender.send(request(5, 5, 5)).await.unwrap();
+        assert!(futures::poll!(requests.next()).is_pending());
+        assert_eq!(on_the_way.lock().waiting, log_id(5));
+        sender.send(request(5, 6, 5)).await.unwrap();
+        assert!(requests.next().await.is_some());
+        assert!(on_the_way.lock().sent.pop_front().is_some_and(|sent| sent.carries_another));
+        assert_eq!(on_the_way.lock().waiting, None);
+        let since = tokio::time::Instant::now();
+        sender.send(request(6, 6, 6)).await.unwrap();
+        assert!(requests.next().await.is_some());
+        assert!(since.elapsed() >= COMMIT_WAITS && since.elapsed() < 2 * COMMIT_WAITS);
+        assert!(on_the_way.lock().sent.pop_front().is_some_and(|sent| !sent.carries_another));
     }
 }

@@ -56,7 +56,7 @@ const FROM_1: &str = "
 
 /// All columns that the sum is over.
 const READ_GROUPS: &str = "SELECT first, last, committed, entries, sum FROM groups WHERE first < ? AND last >= ? \
-                           ORDER BY first LIMIT ?";
+                           ORDER BY first LIMIT +?";
 
 /// Called once, when the entries are on disk or can't be any more.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;

@@ -53,7 +53,7 @@ const STRETCH: &str = "
         CAST(group_concat(v, '') FILTER (WHERE (1 << kind) & ?1) AS BLOB),
         group_concat(length(v)) FILTER (WHERE (1 << kind) & ?1),
         group_concat(coalesce(sum, '')) FILTER (WHERE (1 << kind) & ?1)
-    FROM (SELECT cid, kind, v, sum FROM pins WHERE cid > ?2 ORDER BY cid LIMIT ?3)";
+    FROM (SELECT cid, kind, v, sum FROM pins WHERE cid > ?2 ORDER BY cid LIMIT +?3)";
 const ALL_TYPES: i64 = -1;
 
 /// Pins whose CID is above `after`, in CID order, by a connection of the caller's.
@@ -149,7 +149,7 @@ impl State {
     /// Pins that expire at `until_seconds` or before, the first one first.
     pub async fn expiring(&self, until_seconds: i64, limit: usize) -> Result<Vec<types::Pin>> {
         let mut reader = self.reader().await?;
-        let rows = sqlx::query("SELECT v, sum FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT ?")
+        let rows = sqlx::query("SELECT v, sum FROM pins WHERE expire_at <= ? ORDER BY expire_at LIMIT +?")
             .bind(until_seconds)
             .bind(limit as i64)
             .fetch_all(&mut *reader)
@@ -171,7 +171,7 @@ impl State {
     /// Pins that are allocated to `peer` (not those that only leave it), after row `after` (0: from the start).
     pub async fn allocated_to(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
         let sql = "SELECT a.pin, p.v, p.sum FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 0 \
-                   AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
+                   AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT +?";
         self.holdings(sql, peer, after, limit).await
     }
 
@@ -216,7 +216,7 @@ impl State {
     /// Pins that `peer` is leaving, after row `after` (0: from the start).
     pub async fn leaving(&self, peer: &[u8], after: i64, limit: usize) -> Result<Vec<Holding>> {
         let sql = "SELECT a.pin, p.v, p.sum FROM allocations a JOIN pins p ON p.id = a.pin WHERE a.leaving = 1 \
-                   AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT ?";
+                   AND a.holder = (SELECT slot FROM holders WHERE peer = ?) AND a.pin > ? ORDER BY a.pin LIMIT +?";
         self.holdings(sql, peer, after, limit).await
     }
 

@@ -28,21 +28,21 @@ const PINS: &str = "
     SELECT max(id), group_concat(id), CAST(group_concat(cid, '') AS BLOB), group_concat(length(cid)),
         group_concat(kind), group_concat(coalesce(expire_at, '')), CAST(group_concat(v, '') AS BLOB),
         group_concat(length(v)), group_concat(coalesce(sum, ''))
-    FROM (SELECT id, cid, kind, expire_at, v, sum FROM pins NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?)";
+    FROM (SELECT id, cid, kind, expire_at, v, sum FROM pins NOT INDEXED WHERE id > ? ORDER BY id LIMIT +?)";
 /// Nothing of it is in the table, so only the index is read.
 const CIDS: &str = "
     SELECT CAST(group_concat(cid, '') AS BLOB), group_concat(length(cid)), group_concat(id)
-    FROM (SELECT cid, id FROM pins INDEXED BY sqlite_autoindex_pins_1 WHERE cid > ? ORDER BY cid LIMIT ?)";
+    FROM (SELECT cid, id FROM pins INDEXED BY sqlite_autoindex_pins_1 WHERE cid > ? ORDER BY cid LIMIT +?)";
 /// Stands in for the first number of a triple.
 const EXPIRY: i64 = 2;
 const EXPIRIES: &str = "
     SELECT group_concat(2), group_concat(expire_at), group_concat(id)
     FROM (SELECT expire_at, id FROM pins INDEXED BY pins_by_expiry
-        WHERE expire_at IS NOT NULL AND (expire_at, id) > (?2, ?3) ORDER BY expire_at, id LIMIT ?4)";
+        WHERE expire_at IS NOT NULL AND (expire_at, id) > (?2, ?3) ORDER BY expire_at, id LIMIT +?4)";
 const ALLOCATIONS: &str = "
     SELECT group_concat(leaving), group_concat(holder), group_concat(pin)
     FROM (SELECT leaving, holder, pin FROM allocations WHERE (leaving, holder, pin) > (?, ?, ?)
-        ORDER BY leaving, holder, pin LIMIT ?)";
+        ORDER BY leaving, holder, pin LIMIT +?)";
 
 /// Compares everything.
 pub async fn verify(connection: &mut SqliteConnection) -> Result<()> {

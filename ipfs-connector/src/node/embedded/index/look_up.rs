@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use pinfold_common::Cid;
 
 use super::{PinRow, failed, pin_row};
+use crate::lists::pieces;
 use crate::node::Result;
 
 /// CIDs in one question.
@@ -35,14 +36,18 @@ pub async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Que
 }
 
 async fn rows(connection: &mut SqliteConnection, questions: &[Question]) -> Result<HashMap<Cid, PinRow>> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT cid, mode, pinning, touched_at FROM pins WHERE cid IN (");
-    let mut list = query.separated(", ");
-    for question in questions {
-        list.push_bind(question.cid.to_bytes());
+    let mut found = HashMap::with_capacity(questions.len());
+    for (_, piece) in pieces(questions) {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT cid, mode, pinning, touched_at FROM pins WHERE cid IN (");
+        let mut list = query.separated(", ");
+        for question in piece {
+            list.push_bind(question.cid.to_bytes());
+        }
+        list.push_unseparated(")");
+        for row in query.build().fetch_all(&mut *connection).await.map_err(failed("read pins"))? {
+            let row = pin_row(&row)?;
+            found.insert(row.cid, row);
+        }
     }
-    list.push_unseparated(")");
-    // The one for a single CID stays prepared.
-    let query = query.build().persistent(questions.len() == 1);
-    let rows = query.fetch_all(connection).await.map_err(failed("read pins"))?;
-    rows.iter().map(|row| pin_row(row).map(|row| (row.cid, row))).collect()
+    Ok(found)
 }

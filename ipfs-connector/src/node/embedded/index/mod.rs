@@ -223,7 +223,7 @@ impl Index {
 
     /// At most `limit` rows behind `after`, in the order of their CID bytes.
     pub async fn pins_after(&self, after: Option<&Cid>, limit: u32) -> Result<Vec<PinRow>> {
-        sqlx::query("SELECT cid, mode, pinning, touched_at FROM pins WHERE cid > ? ORDER BY cid LIMIT ?")
+        sqlx::query("SELECT cid, mode, pinning, touched_at FROM pins WHERE cid > ? ORDER BY cid LIMIT +?")
             .bind(after.map(Cid::to_bytes).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.readers)
@@ -237,7 +237,7 @@ impl Index {
     /// At most `limit` rows behind `after`, in the order of their keys.
     pub async fn blocks_after(&self, after: Option<&Key>, limit: u32) -> Result<Vec<BlockRow>> {
         let rows = sqlx::query(
-            "SELECT multihash, size, held_until FROM blocks WHERE multihash > ? ORDER BY multihash LIMIT ?",
+            "SELECT multihash, size, held_until FROM blocks WHERE multihash > ? ORDER BY multihash LIMIT +?",
         )
         .bind(after.map(|key| key.as_bytes().to_vec()).unwrap_or_default())
         .bind(limit)

@@ -12,13 +12,12 @@ use pinfold_common::Cid;
 use pinfold_common::pin::PinMode;
 
 use super::{BlockRow, Counters, failed, now, number_of, signed};
+use crate::lists::{LENGTHS, owned_pieces, pieces};
 use crate::node::embedded::key::Key;
 use crate::node::{NodeError, Result};
 
 /// Changes in one transaction.
 const CHANGES_AT_ONCE: usize = 256;
-/// Rows named in one statement.
-const KEYS_IN_STATEMENT: usize = 500;
 
 pub type Answer<T> = oneshot::Sender<Result<T>>;
 
@@ -111,7 +110,7 @@ async fn apply(
     let mut delta = Delta::default();
     let mut steps = steps(changes.drain(..));
     if let [Step::Pins(pins)] = steps.as_mut_slice()
-        && pins.kinds() == 1
+        && pins.is_one_statement()
     {
         // A statement of its own is a transaction of its own.
         write_pins(connection, std::mem::take(pins), pending).await?;
@@ -171,10 +170,9 @@ struct Pins {
 }
 
 impl Pins {
-    fn kinds(&self) -> usize {
-        let are_there =
-            [!self.started.is_empty(), !self.done.is_empty(), !self.pinned.is_empty(), !self.removed.is_empty()];
-        are_there.into_iter().filter(|is_there| *is_there).count()
+    fn is_one_statement(&self) -> bool {
+        let lengths = [self.started.len(), self.done.len(), self.pinned.len(), self.removed.len()];
+        LENGTHS.contains(&self.cids.len()) && lengths.contains(&self.cids.len())
     }
 }
 
@@ -214,7 +212,7 @@ fn steps(changes: impl Iterator<Item = Change>) -> Vec<Step> {
 async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut Vec<Pending>) -> Result<()> {
     let Pins { started, done, pinned, removed, .. } = pins;
     let now = now();
-    for piece in pieces(started) {
+    for piece in owned_pieces(started) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO pins ");
         insert.push_values(&piece, |mut values, (cid, mode, _)| {
             values.push_bind(cid.to_bytes()).push("0").push_bind(number_of(*mode)).push_bind(now);
@@ -223,7 +221,7 @@ async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut
         execute(insert, connection, "start pins").await?;
         piece.into_iter().try_for_each(|(_, _, answer)| later(pending, answer, Ok(())))?;
     }
-    for piece in pieces(done) {
+    for piece in owned_pieces(done) {
         let mut update =
             QueryBuilder::<Sqlite>::new("UPDATE pins SET mode = max(mode, v.column2), pinning = 0, touched_at = ");
         update.push_bind(now).push(" FROM (");
@@ -231,12 +229,12 @@ async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut
             values.push_bind(cid.to_bytes()).push_bind(number_of(*mode));
         });
         update.push(") v WHERE pins.cid = v.column1 RETURNING pins.cid");
-        let rows = update.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("finish pins"))?;
+        let rows = update.build().fetch_all(&mut *connection).await.map_err(failed("finish pins"))?;
         let there: HashSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
         let mut answers = piece.into_iter();
         answers.try_for_each(|(cid, _, answer)| later(pending, answer, Ok(there.contains(&cid.to_bytes()))))?;
     }
-    for piece in pieces(pinned) {
+    for piece in owned_pieces(pinned) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO pins ");
         insert.push_values(&piece, |mut values, (cid, mode, _)| {
             values.push_bind(cid.to_bytes()).push_bind(number_of(*mode)).push("0").push_bind(now);
@@ -248,7 +246,7 @@ async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut
         execute(insert, connection, "write pins").await?;
         piece.into_iter().try_for_each(|(_, _, answer)| later(pending, answer, Ok(())))?;
     }
-    for piece in pieces(removed) {
+    for piece in owned_pieces(removed) {
         let mut delete = QueryBuilder::<Sqlite>::new("DELETE FROM pins WHERE cid IN (");
         let mut list = delete.separated(", ");
         for (cid, _) in &piece {
@@ -261,21 +259,12 @@ async fn write_pins(connection: &mut SqliteConnection, pins: Pins, pending: &mut
     Ok(())
 }
 
-/// The bounds of a statement.
-fn pieces<T>(mut list: Vec<T>) -> impl Iterator<Item = Vec<T>> {
-    std::iter::from_fn(move || {
-        let rest = list.split_off(list.len().min(KEYS_IN_STATEMENT));
-        let piece = std::mem::replace(&mut list, rest);
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
 async fn execute(
     mut query: QueryBuilder<Sqlite>,
     connection: &mut SqliteConnection,
     doing: &'static str,
 ) -> Result<()> {
-    query.build().persistent(false).execute(connection).await.map(drop).map_err(failed(doing))
+    query.build().execute(connection).await.map(drop).map_err(failed(doing))
 }
 
 async fn write_blocks(
@@ -321,14 +310,13 @@ fn later<T: Send + 'static>(pending: &mut Vec<Pending>, answer: Answer<T>, outco
 
 /// One statement for all rows: each statement is a hand-over to SQLite's thread and back.
 async fn stored(connection: &mut SqliteConnection, rows: Vec<BlockRow>, delta: &mut Delta) -> Result<()> {
-    for rows in rows.chunks(KEYS_IN_STATEMENT) {
+    for (_, rows) in pieces(&rows) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO blocks (multihash, size, held_until) ");
         insert.push_values(rows, |mut values, row| {
             values.push_bind(row.key.as_bytes().to_vec()).push_bind(signed(row.size_bytes)).push_bind(row.held_until);
         });
         insert.push(" RETURNING size");
-        let inserted =
-            insert.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("store blocks"))?;
+        let inserted = insert.build().fetch_all(&mut *connection).await.map_err(failed("store blocks"))?;
         delta.blocks += signed(inserted.len() as u64);
         delta.bytes += inserted.iter().map(|row| row.get::<i64, _>(0)).sum::<i64>();
         let until = rows.iter().map(|row| row.held_until).max().unwrap_or(0);
@@ -347,14 +335,14 @@ enum Hold {
 }
 
 async fn hold_until(connection: &mut SqliteConnection, keys: &[Key], hold: Hold) -> Result<()> {
-    for keys in keys.chunks(KEYS_IN_STATEMENT) {
+    for (_, keys) in pieces(keys) {
         let mut update = QueryBuilder::<Sqlite>::new("UPDATE blocks SET held_until = ");
         match hold {
             Hold::Over => update.push("0 WHERE held_until > 0"),
             Hold::AtLeast(until) => update.push_bind(until).push(" WHERE held_until < ").push_bind(until),
         };
         push_keys(&mut update, keys);
-        update.build().persistent(false).execute(&mut *connection).await.map_err(failed("hold blocks"))?;
+        update.build().execute(&mut *connection).await.map_err(failed("hold blocks"))?;
     }
     Ok(())
 }
@@ -367,13 +355,12 @@ async fn removed(
     delta: &mut Delta,
 ) -> Result<Vec<Key>> {
     let mut gone = Vec::with_capacity(keys.len());
-    for keys in keys.chunks(KEYS_IN_STATEMENT) {
+    for (_, keys) in pieces(keys) {
         let mut delete = QueryBuilder::<Sqlite>::new("DELETE FROM blocks WHERE held_until <= ");
         delete.push_bind(held_at_most);
         push_keys(&mut delete, keys);
         delete.push(" RETURNING multihash, size");
-        let rows =
-            delete.build().persistent(false).fetch_all(&mut *connection).await.map_err(failed("remove blocks"))?;
+        let rows = delete.build().fetch_all(&mut *connection).await.map_err(failed("remove blocks"))?;
         delta.blocks -= signed(rows.len() as u64);
         delta.bytes -= rows.iter().map(|row| row.get::<i64, _>(1)).sum::<i64>();
         gone.extend(rows.iter().map(|row| Key::from_bytes(row.get(0))));
