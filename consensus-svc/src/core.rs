@@ -27,6 +27,7 @@ use tonic::transport::Channel;
 
 use crate::config::Config;
 use crate::coordinator::Origin;
+use crate::coordinator::stock::Stock;
 use crate::raft::{Node, RaftStatus};
 use crate::replication::Replication;
 use crate::store::{self, State};
@@ -75,6 +76,8 @@ pub struct Core {
     pub position: watch::Receiver<Position>,
     /// Most of the last batch was not in the pinset: the coordinator may take the next one for new without a look.
     pub expect_new_items: AtomicBool,
+    /// Allocations for pins that may come.
+    pub stock: Stock,
     /// Wakes the supervisor of the membership.
     pub membership_changed: Notify,
     /// Why removals that this peer carries out as the leader wait, by node.

@@ -268,6 +268,7 @@ async fn serve_member(
         channels: channels.clone(),
         position: seen,
         expect_new_items: AtomicBool::new(true),
+        stock: Default::default(),
         membership_changed: Notify::new(),
         waiting_removals: parking_lot::Mutex::default(),
         replication: replication::Replication::default(),

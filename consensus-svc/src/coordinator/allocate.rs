@@ -64,6 +64,11 @@ async fn ask(core: &Core, request: monitor::AllocateRequest) -> Result<Vec<monit
     }
 }
 
+/// One round of questions, about no more than [`MAX_ITEMS`]; whoever asks can do without.
+pub(super) async fn once(core: &Core, items: Vec<monitor::Item>) -> Result<Vec<monitor::Result>> {
+    round(core, &monitor::AllocateRequest { items }).await
+}
+
 /// The own monitor, and in its place another voter's.
 async fn round(core: &Core, request: &monitor::AllocateRequest) -> Result<Vec<monitor::Result>> {
     let mut own = MonitorClient::new(core.own_monitor()).max_decoding_message_size(MAX_MESSAGE_BYTES);

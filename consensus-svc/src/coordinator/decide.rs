@@ -132,7 +132,8 @@ async fn once(
             }
         }
     }
-    let steps = match place(core, open, steps, reading, &mut unread).await {
+    let source = if attempt == 1 { Source::Stock } else { Source::Monitor };
+    let steps = match place(core, open, steps, (reading, source), &mut unread).await {
         Ok(steps) => steps,
         Err((_, items)) if reading == Reading::Others => {
             unread.extend(items);
@@ -240,13 +241,22 @@ async fn first_result(core: &Core, job: &Job, place: usize, now: Timestamp) -> O
     }
 }
 
+/// Where allocations come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// What was asked for beforehand, where there is enough of it.
+    Stock,
+    /// What was in stock may be why a decision came back.
+    Monitor,
+}
+
 /// Asks for the allocations of all drafts that need some, in one call, and settles those that can't have them, unless
 /// they are `unread` and may not need any.
 async fn place(
     core: &Core,
     open: &mut [Open],
     steps: Vec<(Item, Step)>,
-    reading: Reading,
+    (reading, source): (Reading, Source),
     unread: &mut Vec<Item>,
 ) -> Result<Vec<(Item, Step)>, (Error, Vec<Item>)> {
     let wanted: Vec<monitor::Item> = steps
@@ -259,7 +269,15 @@ async fn place(
     if wanted.is_empty() {
         return Ok(steps);
     }
-    let mut told = match allocate::items(core, wanted).await {
+    let in_stock = match source {
+        Source::Stock => core.stock.take(&wanted, Instant::now()),
+        Source::Monitor => None,
+    };
+    let told = match in_stock {
+        Some(results) => Ok(results),
+        None => allocate::items(core, wanted).await,
+    };
+    let mut told = match told {
         Ok(results) => results.into_iter(),
         Err(error) => {
             // Those that need no allocation fail with the others of their batch and can be tried again like them.

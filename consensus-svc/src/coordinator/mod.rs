@@ -4,7 +4,7 @@
 //! Requests of all callers meet in one bounded queue, so that they share one read, one allocation, one log entry and
 //! one fsync (`queue`). `decide` works a batch off at the leader and `propose` brings it into the log, `forward` takes
 //! one to the leader; `rules` is the pure part,
-//! `allocate` asks the monitors. No lock and no slot of this queue's callers is held while a monitor is asked.
+//! `allocate` asks the monitors, and `stock` does beforehand. No lock and no slot of this queue's callers is held while a monitor is asked.
 
 pub(crate) mod allocate;
 mod decide;
@@ -12,6 +12,7 @@ mod forward;
 mod propose;
 mod queue;
 pub mod rules;
+pub(crate) mod stock;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -110,9 +111,10 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Spawns the queue's loop, which ends on `shutdown`.
+    /// Spawns the loops of the queue and the stock, which end on `shutdown`.
     pub fn start(core: Arc<Core>, shutdown: Shutdown) -> Coordinator {
         let (queue, jobs) = mpsc::channel(QUEUE_JOBS);
+        tokio::spawn(stock::fill(core.clone(), shutdown.clone()));
         tokio::spawn(queue::run(core.clone(), jobs, shutdown));
         Coordinator { core, queue, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }
     }

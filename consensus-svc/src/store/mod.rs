@@ -33,7 +33,7 @@ pub use error::{Error, Failure, Result};
 pub use log::{Done, Log, LogStatus};
 pub use recent::Recent;
 pub use record::{LogId, Membership, Payload, Proposal, Record, Vote};
-pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Meta, Reading, State};
+pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Keeps, Meta, Reading, State};
 pub use survivor::Survivor;
 
 /// The Raft log and the vote.

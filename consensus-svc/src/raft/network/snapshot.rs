@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -41,6 +41,7 @@ pub async fn send(
     drop(context.observe(target, reached)?);
     // From before the copy on: what is purged after it would be missing at the other side.
     let _transfer = context.transfers.begin();
+    let started = Instant::now();
     let copy = match snapshot.snapshot {
         SnapshotData::Live(LiveState(state)) => state.copy().await.map_err(broken)?,
         SnapshotData::Received(copy) => copy,
@@ -51,7 +52,8 @@ pub async fn send(
         // a snapshot from beyond it.
         return Err(unreachable("the state is ahead of this leadership"));
     }
-    tracing::info!(node = target, bytes = copy.size_bytes, index = ?copy.meta.applied, "sending a snapshot");
+    let copied_in = started.elapsed();
+    tracing::info!(node = target, bytes = copy.size_bytes, index = ?copy.meta.applied, ?copied_in, "sending a snapshot");
     let header = wire::SnapshotHeader {
         target: Some(context.addressed(target)),
         vote: Some(vote_to_proto(&vote)),

@@ -1,6 +1,8 @@
 //! Receiving the whole state from a leader: pieces into a file, checksum, a check of the file, then the library installs
 //! it. Until then the state is as it was, and a broken transfer leaves nothing.
 
+use std::time::Instant;
+
 use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use pinfold_common::{Code, Error, PeerId};
@@ -13,7 +15,7 @@ use super::{Service, required};
 use crate::raft::machine::SnapshotData;
 use crate::raft::network::meta_to_proto;
 use crate::raft::types::{Vote, snapshot_meta, vote_from_proto, vote_to_proto, vote_to_store};
-use crate::store::{self, Copy};
+use crate::store::{self, Copy, Keeps};
 
 type Messages = Streaming<wire::SnapshotChunk>;
 
@@ -51,6 +53,7 @@ impl Service {
     }
 
     async fn receive_file(&self, header: &wire::SnapshotHeader, messages: &mut Messages) -> Result<Copy, Error> {
+        let started = Instant::now();
         let mut incoming = self.state.receive().await.map_err(on_disk)?;
         let mut digest = Digest::new(&SHA256);
         loop {
@@ -73,7 +76,11 @@ impl Service {
                 None => return Err(Error::unavailable("snapshot: the sender broke off")),
             }
         }
-        let copy = incoming.finish().await.map_err(on_disk)?;
+        let received_in = started.elapsed();
+        let keeps = if self.state.pin_count() == 0 { Keeps::Nothing } else { Keeps::Pins };
+        let copy = incoming.finish(keeps).await.map_err(on_disk)?;
+        let checked_in = started.elapsed() - received_in;
+        tracing::info!(pins = copy.pin_count, ?received_in, ?checked_in, "received a snapshot");
         if Some(meta_to_proto(&copy.meta)) != header.meta {
             return Err(Error::invalid("snapshot: its contents are not what its header says"));
         }

@@ -21,6 +21,15 @@ pub struct Copy {
     pub meta: Meta,
     pub pin_count: u64,
     pub size_bytes: u64,
+    /// Whether everything in it was compared with its sums.
+    pub is_verified: bool,
+}
+
+/// What a state has that a copy is to replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    Nothing,
+    Pins,
 }
 
 /// A copy that is being read.
@@ -79,7 +88,7 @@ impl State {
     pub async fn copy(&self) -> Result<Copy> {
         let doing = "copy the state";
         let path = files::snapshot(&self.shared.folder, "outgoing")?;
-        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: 0 };
+        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: 0, is_verified: false };
         let mut connection = sqlite::open_reader(&self.generation().path).await?;
         let target =
             copy.path.to_str().ok_or_else(|| Error::Refused("the raft folder's path is not UTF-8".to_owned()))?;
@@ -101,8 +110,9 @@ impl State {
     /// Replaces the whole state by a copy. Readers go on with the old one until they are done.
     pub async fn install(&self, mut copy: Copy) -> Result<Meta> {
         let file = std::mem::take(&mut copy.path);
+        let is_verified = copy.is_verified;
         let (done, installed) = oneshot::channel();
-        self.send(Op::Install { file, done }).await?;
+        self.send(Op::Install { file, is_verified, done }).await?;
         installed.await.map_err(|_| self.closed())?
     }
 }
@@ -125,18 +135,22 @@ impl Incoming {
     }
 
     /// Forces the file to disk and checks that it is a whole database of our format. An error says that the copy is
-    /// no good, or the disk; the state is as it was.
-    pub async fn finish(mut self) -> Result<Copy> {
+    /// no good, or the disk; the state is as it was. `keeps` is what the copy is to replace: with nothing in it there is
+    /// nothing to lose, and a large copy is verified once it serves, like a large state that was only restarted.
+    pub async fn finish(mut self, keeps: Keeps) -> Result<Copy> {
         let doing = "check a received snapshot";
         self.file.flush().await.map_err(Error::io(doing))?;
         self.file.sync_all().await.map_err(Error::io(doing))?;
         let path = self.path.take().ok_or(Error::Closed)?;
-        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: self.size_bytes };
+        let is_verified = keeps == Keeps::Pins || !sqlite::is_large(&path);
+        let mut copy = Copy { path, meta: Meta::default(), pin_count: 0, size_bytes: self.size_bytes, is_verified };
         let mut connection = sqlite::open_reader(&copy.path).await?;
         if sqlite::user_version(&mut connection).await? != rows::VERSION {
             return Err(Error::Refused("the snapshot is of another format: upgrade the older peer".to_owned()));
         }
-        verify::verify(&mut connection).await.map_err(|error| error.in_file(&copy.path))?;
+        if is_verified {
+            verify::verify(&mut connection).await.map_err(|error| error.in_file(&copy.path))?;
+        }
         let (view, meta) = rows::load_status(&mut connection).await?;
         (copy.meta, copy.pin_count) = (meta, view.pin_count);
         connection.close().await.map_err(Error::sqlite(doing))?;

@@ -39,7 +39,7 @@ use super::recent::Recent;
 use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
 use crate::pinset::{Outcome, PeerTable, View};
-pub use copy::{Copy, Incoming, Reading};
+pub use copy::{Copy, Incoming, Keeps, Reading};
 pub use files::{FIRST as FIRST_FILE, replace};
 pub use fill::Fill;
 pub use read::{Chunk, Digest, Holding};
@@ -121,6 +121,8 @@ struct Shared {
     facts: watch::Sender<Arc<Facts>>,
     recent: Recent,
     failure: Failure,
+    /// Whether the file was left to be verified while it serves.
+    unverified: watch::Sender<bool>,
     pins_by_cid: Many,
 }
 
@@ -196,12 +198,15 @@ impl State {
         let mut connection = sqlite::open_reader(&path).await?;
         let verified = verify::verify(&mut connection).await;
         connection.close().await.map_err(Error::sqlite("close a database"))?;
-        verified.map_err(|error| error.in_file(&path))
+        verified.map_err(|error| error.in_file(&path))?;
+        let is_current = self.generation().path == path;
+        self.shared.unverified.send_if_modified(|unverified| is_current && std::mem::take(unverified));
+        Ok(())
     }
 
-    /// Whether its start left out [`State::verify`], because the file is large.
-    pub fn is_unverified(&self) -> bool {
-        sqlite::is_large(&self.generation().path)
+    /// Whether [`State::verify`] was left out when the file came into use, because it is large.
+    pub fn unverified(&self) -> watch::Receiver<bool> {
+        self.shared.unverified.subscribe()
     }
 
     async fn start(
@@ -230,6 +235,7 @@ impl State {
             facts: watch::Sender::new(Arc::new(Facts::of(&view))),
             recent: Recent::starting_at(applied),
             failure,
+            unverified: watch::Sender::new(sqlite::is_large(&path)),
             pins_by_cid: Many::new("SELECT v, sum FROM pins WHERE cid IN (", "?", ")"),
         });
         tokio::spawn(Writer { rows, view, meta, path, shared: shared.clone() }.run(ops));

@@ -272,7 +272,7 @@ async fn a_copy_replaces_a_state() {
     let meta = copy.meta.clone();
     drop(copy);
     assert!(!outgoing.exists(), "copies do not stay");
-    let received = incoming.finish().await.unwrap();
+    let received = incoming.finish(Keeps::Pins).await.unwrap();
     assert_eq!(received.meta, meta);
     target.install(received).await.unwrap();
     assert_eq!((target.applied_index(), target.pin_count()), (19, 900));
@@ -300,11 +300,53 @@ async fn a_damaged_copy_is_refused() {
     bytes[middle..middle + 3000].fill(0xff);
     let mut incoming = state.receive().await.unwrap();
     incoming.write(bytes.into()).await.unwrap();
-    assert!(incoming.finish().await.is_err());
+    assert!(incoming.finish(Keeps::Pins).await.is_err());
     let incoming = state.receive().await.unwrap();
-    assert!(incoming.finish().await.is_err(), "empty");
+    assert!(incoming.finish(Keeps::Pins).await.is_err(), "empty");
     assert_eq!(std::fs::read_dir(folder.path().join("snapshots")).unwrap().count(), 1, "only the outgoing one");
     assert_eq!(state.pin_count(), 500);
+}
+
+/// Goal: a large copy that replaces nothing is taken as it is and verified afterwards; one that replaces pins is verified first.
+#[tokio::test]
+async fn a_large_copy_is_verified_later_where_nothing_is_lost() {
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let source = open(&from).await;
+    source.apply(vec![found(1)]).await.unwrap();
+    for index in 2..40 {
+        let large = |number: u32| types::Pin {
+            options: Some(types::PinOptions { name: "n".repeat(4000), ..Default::default() }),
+            ..pin(&cid(index as u32 * 1000 + number), &[0])
+        };
+        source.apply(vec![put(index, (0..250).map(large).collect(), 0)]).await.unwrap();
+    }
+    let copy = source.copy().await.unwrap();
+    let mut bytes = std::fs::read(&copy.path).unwrap();
+    assert!(crate::store::sqlite::is_large(&copy.path), "{} bytes", bytes.len());
+    // One letter of one name.
+    let place = bytes.windows(8).rposition(|window| window == b"nnnnnnnn").unwrap();
+    bytes[place] = b'm';
+
+    let target = open(&to).await;
+    assert!(!*target.unverified().borrow());
+    let receive = async |keeps: Keeps| {
+        let mut incoming = target.receive().await.unwrap();
+        incoming.write(bytes.clone().into()).await.unwrap();
+        incoming.finish(keeps).await
+    };
+    assert!(matches!(receive(Keeps::Pins).await, Err(Error::Damaged(_))));
+    let received = receive(Keeps::Nothing).await.unwrap();
+    assert!(!received.is_verified);
+    target.install(received).await.unwrap();
+    assert_eq!(target.pin_count(), 38 * 250);
+    assert!(*target.unverified().borrow());
+    assert!(matches!(target.verify().await, Err(Error::Damaged(_))));
+    assert!(*target.unverified().borrow(), "it is not what was verified");
+
+    assert!(matches!(receive(Keeps::Pins).await, Err(Error::Damaged(_))));
+    target.install(source.copy().await.unwrap()).await.unwrap();
+    target.verify().await.unwrap();
+    assert!(!*target.unverified().borrow());
 }
 
 /// Goal: what can't be applied stops this peer, instead of making it differ from the others.

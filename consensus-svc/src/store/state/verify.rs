@@ -2,6 +2,7 @@
 //! more, is found here. In constant memory, in one read transaction.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher as _};
 
 use pinfold_proto::types;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -199,12 +200,19 @@ async fn triples(connection: &mut SqliteConnection, sql: &'static str, first: i6
     }
 }
 
-/// One row of the allocations, so that sums of them can be compared.
+/// One row of the allocations, so that sums of them can be compared. Both are taken here and now, so a quick hash does.
 fn mark(leaving: i64, holder: i64, pin: i64) -> i64 {
-    sum::of(&[&leaving.to_be_bytes(), &holder.to_be_bytes(), &pin.to_be_bytes()])
+    let mut hasher = DefaultHasher::new();
+    for number in [leaving, holder, pin] {
+        hasher.write_i64(number);
+    }
+    hasher.finish().cast_signed()
 }
 
 /// The same of an entry of the index of the CIDs.
 fn mark_of_cid(cid: &[u8], id: i64) -> i64 {
-    sum::of(&[cid, &id.to_be_bytes()])
+    let mut hasher = DefaultHasher::new();
+    hasher.write(cid);
+    hasher.write_i64(id);
+    hasher.finish().cast_signed()
 }

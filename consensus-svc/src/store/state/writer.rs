@@ -41,6 +41,7 @@ pub enum Op {
     /// Replaces the state by the file, whose contents are on disk.
     Install {
         file: PathBuf,
+        is_verified: bool,
         done: oneshot::Sender<Result<Meta>>,
     },
     Close {
@@ -73,7 +74,7 @@ impl Writer {
                     let result = self.checkpoint().await;
                     self.answer(done, result)
                 }
-                Op::Install { file, done } => match self.install(file).await {
+                Op::Install { file, is_verified, done } => match self.install(file, is_verified).await {
                     Ok(writer) => {
                         self = writer;
                         let meta = self.meta.clone();
@@ -291,12 +292,12 @@ impl Writer {
         Ok(self.meta.clone())
     }
 
-    async fn install(self, file: PathBuf) -> Result<Writer, (Arc<Shared>, Error)> {
+    async fn install(self, file: PathBuf, is_verified: bool) -> Result<Writer, (Arc<Shared>, Error)> {
         let shared = self.shared.clone();
-        self.replace(file).await.map_err(|error| (shared, error))
+        self.replace(file, is_verified).await.map_err(|error| (shared, error))
     }
 
-    async fn replace(self, file: PathBuf) -> Result<Writer> {
+    async fn replace(self, file: PathBuf, is_verified: bool) -> Result<Writer> {
         let Writer { mut rows, path: old, shared, .. } = self;
         rows.settle().await?;
         let Rows { connection, statements, .. } = rows;
@@ -324,6 +325,7 @@ impl Writer {
         shared.recent.restart(applied);
         shared.facts.send_replace(Arc::new(Facts::of(&view)));
         shared.applied.send_replace(applied);
+        shared.unverified.send_replace(!is_verified);
         Ok(Writer { rows, view, meta, path, shared })
     }
 
