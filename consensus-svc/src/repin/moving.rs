@@ -30,6 +30,10 @@ const IDLE: Duration = Duration::from_millis(250);
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// A batch that takes longer is followed by as long a rest.
 const SLOW: Duration = Duration::from_millis(100);
+/// A survey of millions is work for the thread that requests of people wait for: after each piece it rests for so many
+/// times what that took, and for more where nothing would be moved anyway.
+const RESTS: u32 = 1;
+const RESTS_FOR_NOBODY: u32 = 9;
 /// Of the peers that were left out, so many are named in a reason.
 const REASONS_SHOWN: usize = 3;
 
@@ -108,7 +112,7 @@ impl Mover {
                 Err(error) => return failed("begin to look for too few copies", &error),
             }
         }
-        let available = match gate {
+        let available = match &gate {
             Gate::Open => {
                 let most = batch(core.repin.most_per_peer(&core.config.repin));
                 self.budget.available(pins_per_second(core, &facts), Instant::now()).min(most)
@@ -117,6 +121,7 @@ impl Mover {
         };
         let Some(scan) = &mut self.scan else { return IDLE };
         if scan.is_surveying() {
+            let started = Instant::now();
             if let Err(error) = scan.look(core, MAX_BATCH).await {
                 return failed("count what has too few copies", &error);
             }
@@ -126,7 +131,11 @@ impl Mover {
                 board.lost = scan.counts.lost;
                 board.report();
             }
-            return Duration::ZERO;
+            let rests = match gate {
+                Gate::Open | Gate::Waiting(_) => RESTS,
+                Gate::Disabled | Gate::Paused | Gate::Stopped(_) => RESTS_FOR_NOBODY,
+            };
+            return started.elapsed() * rests;
         }
         if available == 0 {
             return if scan.is_done() { IDLE } else { TICK };

@@ -104,11 +104,17 @@ pub async fn open_builder(path: &Path) -> Result<SqliteConnection> {
 
 /// One connection that only reads `path`.
 pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
-    options(path, READER_CACHE_KIB)
-        .read_only(true)
-        .connect()
-        .await
-        .map_err(Error::sqlite("open a database for reading"))
+    reading(path).connect().await.map_err(Error::sqlite("open a database for reading"))
+}
+
+/// The same, to write what it reads to another file, which need not survive a crash.
+pub async fn open_copier(path: &Path) -> Result<SqliteConnection> {
+    let options = reading(path).synchronous(SqliteSynchronous::Off);
+    options.connect().await.map_err(Error::sqlite("open a database for copying"))
+}
+
+fn reading(path: &Path) -> SqliteConnectOptions {
+    options(path, READER_CACHE_KIB).read_only(true)
 }
 
 fn options(path: &Path, cache_kib: i32) -> SqliteConnectOptions {

@@ -1,12 +1,14 @@
 //! The whole state to a peer that the log can't help any more: a copy of the file, in pieces, with its SHA-256.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
 use openraft::errors::{NetworkError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
 use pinfold_common::Error;
@@ -16,8 +18,8 @@ use pinfold_proto::consensus::raft_client::RaftClient;
 use pinfold_proto::consensus::snapshot_chunk::Part;
 use pinfold_proto::storage;
 use ring::digest::{Context as Digest, SHA256};
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::Context;
@@ -26,6 +28,8 @@ use crate::raft::types::{Types, Vote, vote_from_proto, vote_to_proto, vote_to_st
 use crate::store::{Copy, LogId, Meta};
 
 pub const CHUNK_BYTES: usize = 256 << 10;
+/// Pieces that are read before they are taken.
+const CHUNKS_AHEAD: usize = 8;
 
 /// Copies, sends, and waits until the other side has it installed.
 pub async fn send(
@@ -116,44 +120,43 @@ async fn stall(context: &Context, progress: &AtomicU64, size: u64) -> Error {
     }
 }
 
-enum Step {
-    Header(Box<wire::SnapshotHeader>, PathBuf),
-    Data(File, Box<Digest>),
-    End,
-}
-
-/// The messages of one transfer. A read error ends the stream early: the receiver sees that the checksum is missing.
+/// The messages of one transfer, read and summed by a thread of their own. A read error ends the stream early: the
+/// receiver sees that the checksum is missing.
 fn chunks(
     header: wire::SnapshotHeader,
     path: PathBuf,
     progress: Arc<AtomicU64>,
 ) -> impl Stream<Item = wire::SnapshotChunk> + Send + 'static {
-    let message = |part| wire::SnapshotChunk { part: Some(part) };
-    stream::unfold(Step::Header(Box::new(header), path), move |step| {
-        let progress = progress.clone();
-        async move {
-            match step {
-                Step::Header(header, path) => {
-                    let file = File::open(path).await.inspect_err(warn).ok()?;
-                    Some((message(Part::Header(*header)), Step::Data(file, Box::new(Digest::new(&SHA256)))))
-                }
-                Step::Data(mut file, mut digest) => {
-                    let mut data = Vec::with_capacity(CHUNK_BYTES);
-                    (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.inspect_err(warn).ok()?;
-                    if data.is_empty() {
-                        let checksum = digest.finish().as_ref().to_vec();
-                        return Some((message(Part::Checksum(checksum)), Step::End));
-                    }
-                    digest.update(&data);
-                    progress.fetch_add(data.len() as u64, Ordering::AcqRel);
-                    Some((message(Part::Data(Bytes::from(data))), Step::Data(file, digest)))
-                }
-                Step::End => None,
-            }
+    let (parts, sent) = mpsc::channel(CHUNKS_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = read(&path, &parts) {
+            tracing::warn!(%error, "read a snapshot that is being sent");
         }
+    });
+    let parts = stream::once(std::future::ready(Part::Header(header))).chain(ReceiverStream::new(sent));
+    parts.map(move |part| {
+        if let Part::Data(data) = &part {
+            progress.fetch_add(data.len() as u64, Ordering::AcqRel);
+        }
+        wire::SnapshotChunk { part: Some(part) }
     })
 }
 
-fn warn(error: &std::io::Error) {
-    tracing::warn!(%error, "read a snapshot that is being sent");
+/// Until the end, or nobody takes them any more.
+fn read(path: &Path, parts: &mpsc::Sender<Part>) -> std::io::Result<()> {
+    let mut file = File::open(path)?;
+    let mut digest = Digest::new(&SHA256);
+    loop {
+        let mut data = Vec::with_capacity(CHUNK_BYTES);
+        (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
+        let (part, is_last) = if data.is_empty() {
+            (Part::Checksum(digest.clone().finish().as_ref().to_vec()), true)
+        } else {
+            digest.update(&data);
+            (Part::Data(Bytes::from(data)), false)
+        };
+        if parts.blocking_send(part).is_err() || is_last {
+            return Ok(());
+        }
+    }
 }

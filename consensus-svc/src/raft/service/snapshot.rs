@@ -8,7 +8,6 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use pinfold_common::{Code, Error, PeerId};
 use pinfold_proto::consensus as wire;
 use pinfold_proto::consensus::snapshot_chunk::Part;
-use ring::digest::{Context as Digest, SHA256};
 use tonic::Streaming;
 
 use super::{Service, required};
@@ -55,30 +54,28 @@ impl Service {
     async fn receive_file(&self, header: &wire::SnapshotHeader, messages: &mut Messages) -> Result<Copy, Error> {
         let started = Instant::now();
         let mut incoming = self.state.receive().await.map_err(on_disk)?;
-        let mut digest = Digest::new(&SHA256);
-        loop {
+        let received = loop {
             match self.next_part(messages).await? {
                 Some(Part::Data(data)) => {
                     if incoming.size_bytes() + data.len() as u64 > header.size_bytes {
                         return Err(Error::invalid("snapshot: longer than its header says"));
                     }
-                    digest.update(&data);
                     incoming.write(data).await.map_err(on_disk)?;
                 }
                 Some(Part::Checksum(checksum)) => {
-                    let is_whole = incoming.size_bytes() == header.size_bytes;
-                    if !is_whole || digest.finish().as_ref() != &checksum[..] {
+                    let received = incoming.end().await.map_err(on_disk)?;
+                    if received.size_bytes != header.size_bytes || received.sha256 != checksum[..] {
                         return Err(Error::invalid("snapshot: it was changed on its way"));
                     }
-                    break;
+                    break received;
                 }
                 Some(Part::Header(_)) => return Err(Error::invalid("snapshot: a second header")),
                 None => return Err(Error::unavailable("snapshot: the sender broke off")),
             }
-        }
+        };
         let received_in = started.elapsed();
         let keeps = if self.state.pin_count() == 0 { Keeps::Nothing } else { Keeps::Pins };
-        let copy = incoming.finish(keeps).await.map_err(on_disk)?;
+        let copy = received.check(keeps).await.map_err(on_disk)?;
         let checked_in = started.elapsed() - received_in;
         tracing::info!(pins = copy.pin_count, ?received_in, ?checked_in, "received a snapshot");
         if Some(meta_to_proto(&copy.meta)) != header.meta {

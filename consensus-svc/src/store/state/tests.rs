@@ -272,7 +272,7 @@ async fn a_copy_replaces_a_state() {
     let meta = copy.meta.clone();
     drop(copy);
     assert!(!outgoing.exists(), "copies do not stay");
-    let received = incoming.finish(Keeps::Pins).await.unwrap();
+    let received = incoming.end().await.unwrap().check(Keeps::Pins).await.unwrap();
     assert_eq!(received.meta, meta);
     target.install(received).await.unwrap();
     assert_eq!((target.applied_index(), target.pin_count()), (19, 900));
@@ -300,9 +300,9 @@ async fn a_damaged_copy_is_refused() {
     bytes[middle..middle + 3000].fill(0xff);
     let mut incoming = state.receive().await.unwrap();
     incoming.write(bytes.into()).await.unwrap();
-    assert!(incoming.finish(Keeps::Pins).await.is_err());
+    assert!(incoming.end().await.unwrap().check(Keeps::Pins).await.is_err());
     let incoming = state.receive().await.unwrap();
-    assert!(incoming.finish(Keeps::Pins).await.is_err(), "empty");
+    assert!(incoming.end().await.unwrap().check(Keeps::Pins).await.is_err(), "empty");
     assert_eq!(std::fs::read_dir(folder.path().join("snapshots")).unwrap().count(), 1, "only the outgoing one");
     assert_eq!(state.pin_count(), 500);
 }
@@ -332,7 +332,7 @@ async fn a_large_copy_is_verified_later_where_nothing_is_lost() {
     let receive = async |keeps: Keeps| {
         let mut incoming = target.receive().await.unwrap();
         incoming.write(bytes.clone().into()).await.unwrap();
-        incoming.finish(keeps).await
+        incoming.end().await.unwrap().check(keeps).await
     };
     assert!(matches!(receive(Keeps::Pins).await, Err(Error::Damaged(_))));
     let received = receive(Keeps::Nothing).await.unwrap();
