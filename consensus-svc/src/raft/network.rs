@@ -27,6 +27,8 @@ use pinfold_proto::consensus::raft_client::RaftClient;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use append::Waits;
+
 use super::contact::Contacts;
 use super::machine::{MachineSnapshot, SnapshotData, Transfers};
 use super::types::{
@@ -231,12 +233,11 @@ impl NetStreamAppend<Types> for Peer {
         S: futures::Stream<Item = AppendEntriesRequest> + OptionalSend + Unpin + 'static,
     {
         let _ = option;
-        // The pulse is what reads and elections wait for.
-        let commit_waits = match self.used_for {
-            Use::Replication => append::COMMIT_WAITS,
-            Use::Pulse | Use::Snapshots => Duration::ZERO,
+        let waits = match self.used_for {
+            Use::Replication => Waits::REPLICATION,
+            Use::Pulse | Use::Snapshots => Waits::PULSE,
         };
-        Box::pin(async move { append::run(&self.context, self.target, client(&self.link), input, commit_waits).await })
+        Box::pin(async move { append::run(&self.context, self.target, client(&self.link), input, waits).await })
     }
 }
 

@@ -171,6 +171,10 @@ impl Members for Everybody {
     }
 }
 
+/// How often the folder of a peer that ends is emptied, until nothing is written any more.
+const REMOVALS: usize = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
+
 /// One peer: its folder, its ports, and what runs of it.
 pub struct Peer {
     pub identity: Identity,
@@ -404,6 +408,13 @@ impl Drop for Peer {
         self.monitor_end.trigger();
         if let Some((shutdown, _)) = &self.running {
             shutdown.trigger();
+        }
+        // A peer that ends beside this writes its last files while the folder is being emptied.
+        for _ in 0..REMOVALS {
+            if std::fs::remove_dir_all(self.folder.path()).is_ok() {
+                break;
+            }
+            std::thread::sleep(REMOVAL_PAUSE);
         }
     }
 }

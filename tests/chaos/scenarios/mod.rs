@@ -15,6 +15,7 @@ mod partition;
 mod permissions;
 mod power;
 mod replaced;
+mod second_opener;
 mod slow_links;
 
 /// How consensus-svc ends after an error of its disk.

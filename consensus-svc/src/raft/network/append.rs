@@ -9,7 +9,9 @@
 //!
 //! What only says that everything sent so far is committed waits a moment for the next entries and goes with them: a lone
 //! client's writes then cost a follower one message each and not two. While it waits, an answer that the library would
-//! take for one of it is not needed for any majority, and is held back like the others.
+//! take for one of it is not needed for any majority, and is held back like the others. Entries that come often tell what
+//! is committed only so often: a follower applies some of them in one transaction then. Should the entries never be
+//! committed that it was left out of, the next heartbeat has it.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -38,8 +40,20 @@ use crate::raft::types::{
     vote_from_proto, vote_to_proto,
 };
 
-/// For what is only about committing. A follower that nobody writes to learns so much later what it may apply.
-pub const COMMIT_WAITS: Duration = Duration::from_millis(5);
+/// How long word of what is committed may wait.
+#[derive(Clone, Copy)]
+pub struct Waits {
+    /// Without entries, for the next ones. A follower that nobody writes to learns so much later what it may apply.
+    alone: Duration,
+    /// With entries, since the last word.
+    with_entries: Duration,
+}
+
+impl Waits {
+    pub const REPLICATION: Waits = Waits { alone: Duration::from_millis(5), with_entries: Duration::from_millis(10) };
+    /// Reads and elections wait for it.
+    pub const PULSE: Waits = Waits { alone: Duration::ZERO, with_entries: Duration::ZERO };
+}
 
 /// A request that waits for its answer.
 struct Sent {
@@ -82,11 +96,12 @@ struct Requests<S> {
     input: Fuse<S>,
     addressed: wire::Target,
     on_the_way: Arc<Mutex<OnTheWay>>,
-    /// How long what is only about committing waits for entries.
-    patience: Duration,
+    waits: Waits,
     waiting: Option<Waiting>,
     /// What came after something that it could not go with.
     next: Option<AppendEntriesRequest>,
+    /// What the other side was told is committed, and when.
+    told: Option<(Option<LogId>, Instant)>,
 }
 
 /// A request that waits for entries to go with.
@@ -96,8 +111,18 @@ struct Waiting {
 }
 
 impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
-    fn new(input: S, addressed: wire::Target, on_the_way: Arc<Mutex<OnTheWay>>, patience: Duration) -> Requests<S> {
-        Requests { input: input.fuse(), addressed, on_the_way, patience, waiting: None, next: None }
+    fn new(input: S, addressed: wire::Target, on_the_way: Arc<Mutex<OnTheWay>>, waits: Waits) -> Requests<S> {
+        Requests { input: input.fuse(), addressed, on_the_way, waits, waiting: None, next: None, told: None }
+    }
+
+    /// Leaves out what is committed where that can wait.
+    fn tell(&mut self, request: &mut AppendEntriesRequest, now: Instant) {
+        match self.told {
+            Some((told, at)) if !request.entries.is_empty() && now - at < self.waits.with_entries => {
+                request.leader_commit = told;
+            }
+            Some(_) | None => self.told = Some((request.leader_commit, now)),
+        }
     }
 
     /// What is sent next, and whether a request that waited goes with it.
@@ -120,7 +145,7 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
                 if !self.may_wait(&request) {
                     return Poll::Ready(Some((request, false)));
                 }
-                self.waiting = Some(Waiting { request, until: Box::pin(tokio::time::sleep(self.patience)) });
+                self.waiting = Some(Waiting { request, until: Box::pin(tokio::time::sleep(self.waits.alone)) });
                 continue;
             };
             if request.vote != waiting.request.vote || request.prev_log_id != waiting.request.prev_log_id {
@@ -137,7 +162,7 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
     /// Whether a request has nothing but the word that all before it is committed.
     fn may_wait(&self, request: &AppendEntriesRequest) -> bool {
         let is_all_committed = request.prev_log_id.is_some() && request.leader_commit == request.prev_log_id;
-        !self.patience.is_zero() && request.entries.is_empty() && is_all_committed
+        !self.waits.alone.is_zero() && request.entries.is_empty() && is_all_committed
     }
 }
 
@@ -153,7 +178,9 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Stream for Requests<S> {
         }
         let polled = self.poll_request(cx);
         on_the_way.waiting = self.waiting.as_ref().and_then(|waiting| waiting.request.prev_log_id);
-        let Some((request, carries_another)) = ready!(polled) else { return Poll::Ready(None) };
+        let Some((mut request, carries_another)) = ready!(polled) else { return Poll::Ready(None) };
+        let now = Instant::now();
+        self.tell(&mut request, now);
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         on_the_way.sent.push_back(Sent { at: Instant::now(), previous: request.prev_log_id, last, carries_another });
         Poll::Ready(Some(encode(self.addressed.clone(), &request)))
@@ -167,7 +194,7 @@ pub async fn run<'s, S>(
     target: u64,
     client: Result<RaftClient<Channel>, Error>,
     mut input: S,
-    commit_waits: Duration,
+    waits: Waits,
 ) -> Result<BoxStream<'s, Result<StreamAppendResult, RpcError>>, RpcError>
 where
     S: Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
@@ -178,7 +205,7 @@ where
     let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
     let input = stream::once(std::future::ready(first)).chain(input);
     let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
-    let requests = Requests::new(input, context.addressed(target), on_the_way.clone(), commit_waits);
+    let requests = Requests::new(input, context.addressed(target), on_the_way.clone(), waits);
     let opening = tokio::time::timeout(context.patience, client.append(requests));
     let opened = match opening.await {
         Ok(opened) => opened.map_err(explain),
@@ -312,7 +339,7 @@ mod tests {
         let channel = context.links.replication.to(Room::Consensus, &identity.peer_id, &address);
         let (sender, input) = mpsc::channel(1);
         let mut opening =
-            Box::pin(run(&context, 2, Ok(RaftClient::new(channel)), ReceiverStream::new(input), Duration::ZERO));
+            Box::pin(run(&context, 2, Ok(RaftClient::new(channel)), ReceiverStream::new(input), Waits::PULSE));
         // Long enough for any refused connection on this host.
         assert!(
             tokio::time::timeout(Duration::from_millis(500), &mut opening).await.is_err(),
@@ -321,6 +348,8 @@ mod tests {
         sender.send(heartbeat()).await.unwrap();
         assert!(matches!(opening.await, Err(RpcError::Unreachable(_))), "nobody listens there");
     }
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     fn heartbeat() -> AppendEntriesRequest {
         AppendEntriesRequest {
@@ -387,7 +416,7 @@ mod tests {
         let (sender, input) = mpsc::channel(1);
         let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
         let addressed = wire::Target::default();
-        let mut requests = Requests::new(ReceiverStream::new(input), addressed, on_the_way.clone(), Duration::ZERO);
+        let mut requests = Requests::new(ReceiverStream::new(input), addressed, on_the_way.clone(), Waits::PULSE);
         on_the_way.lock().is_answering = true;
         sender.send(heartbeat()).await.unwrap();
         let mut next = requests.next();
@@ -403,11 +432,11 @@ mod tests {
         assert_eq!(on_the_way.lock().sent.len(), 1);
     }
 
-    /// What was sent of these requests: where each begins and ends, and what it says is committed.
-    async fn sent(requests: Vec<AppendEntriesRequest>, patience: Duration) -> Vec<(u64, usize, u64)> {
+    /// What was sent of these requests: where each begins, how many entries it has, and what it says is committed.
+    async fn sent(requests: Vec<AppendEntriesRequest>, waits: Waits) -> Vec<(u64, usize, u64)> {
         let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
         let input = stream::iter(requests);
-        let requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), patience);
+        let requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), waits);
         let index = |id: Option<storage::LogId>| id.map_or(0, |id| id.index);
         let sent = requests.map(|sent| (index(sent.previous), sent.entries.len(), index(sent.leader_commit)));
         let sent = sent.collect::<Vec<_>>().await;
@@ -419,13 +448,43 @@ mod tests {
     /// Goal: word of a commit goes with the entries that follow it, and alone when none do; nothing else waits.
     #[tokio::test]
     async fn commits_go_with_the_next_entries() {
-        let long = Duration::from_secs(3600);
+        let long = Waits { alone: HOUR, with_entries: Duration::ZERO };
         let both = vec![request(4, 5, 4), request(5, 5, 5), request(5, 7, 5), request(7, 7, 7), request(7, 7, 7)];
         assert_eq!(sent(both.clone(), long).await, [(4, 1, 4), (5, 2, 5), (7, 0, 7)]);
-        assert_eq!(sent(both, Duration::ZERO).await, [(4, 1, 4), (5, 0, 5), (5, 2, 5), (7, 0, 7), (7, 0, 7)]);
+        let rarely = Waits { alone: HOUR, with_entries: HOUR };
+        assert_eq!(sent(both.clone(), rarely).await, [(4, 1, 4), (5, 2, 4), (7, 0, 7)]);
+        assert_eq!(sent(both, Waits::PULSE).await, [(4, 1, 4), (5, 0, 5), (5, 2, 5), (7, 0, 7), (7, 0, 7)]);
         // What the entries on the way wait for, and what goes on elsewhere.
         let apart = vec![request(5, 5, 4), request(5, 7, 4), request(7, 7, 7), request(8, 9, 7)];
         assert_eq!(sent(apart, long).await, [(5, 0, 4), (5, 2, 4), (7, 0, 7), (8, 1, 7)]);
+    }
+
+    /// Goal: entries tell what is committed as often as they may, never less than was told before, and what has no entries
+    /// always tells it.
+    #[tokio::test]
+    async fn commits_are_told_so_often() {
+        let input = stream::empty();
+        let mut requests = Requests::new(input, wire::Target::default(), Arc::default(), Waits::REPLICATION);
+        let (start, pace) = (Instant::now(), Waits::REPLICATION.with_entries);
+        let mut told = |request: AppendEntriesRequest, after: Duration| {
+            let mut request = request;
+            requests.tell(&mut request, start + after);
+            request.leader_commit
+        };
+        let soon = pace / 4;
+        assert_eq!(told(request(5, 6, 5), Duration::ZERO), log_id(5), "the first");
+        assert_eq!(told(request(6, 7, 6), soon), log_id(5));
+        assert_eq!(told(request(7, 8, 7), 2 * soon), log_id(5));
+        assert_eq!(told(request(8, 8, 8), 3 * soon), log_id(8));
+        assert_eq!(told(request(8, 9, 8), pace), log_id(8));
+        assert_eq!(told(request(9, 10, 9), pace + 2 * soon), log_id(8));
+        assert_eq!(told(request(10, 11, 10), 2 * pace), log_id(10));
+        let mut pulse = Requests::new(stream::empty(), wire::Target::default(), Arc::default(), Waits::PULSE);
+        for (request, after) in [(request(5, 6, 5), Duration::ZERO), (request(6, 7, 6), soon)] {
+            let mut sent = request.clone();
+            pulse.tell(&mut sent, start + after);
+            assert_eq!(sent.leader_commit, request.leader_commit);
+        }
     }
 
     /// Goal: a request waits no longer than it may, is known while it does, and is remembered by the one it goes with.
@@ -434,7 +493,7 @@ mod tests {
         let (sender, input) = mpsc::channel(2);
         let on_the_way: Arc<Mutex<OnTheWay>> = Arc::default();
         let input = ReceiverStream::new(input);
-        let mut requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), COMMIT_WAITS);
+        let mut requests = Requests::new(input, wire::Target::default(), on_the_way.clone(), Waits::REPLICATION);
         sender.send(request(5, 5, 5)).await.unwrap();
         assert!(futures::poll!(requests.next()).is_pending());
         assert_eq!(on_the_way.lock().waiting, log_id(5));
@@ -445,7 +504,8 @@ mod tests {
         let since = tokio::time::Instant::now();
         sender.send(request(6, 6, 6)).await.unwrap();
         assert!(requests.next().await.is_some());
-        assert!(since.elapsed() >= COMMIT_WAITS && since.elapsed() < 2 * COMMIT_WAITS);
+        let wait = Waits::REPLICATION.alone;
+        assert!(since.elapsed() >= wait && since.elapsed() < 2 * wait);
         assert!(on_the_way.lock().sent.pop_front().is_some_and(|sent| !sent.carries_another));
     }
 }
