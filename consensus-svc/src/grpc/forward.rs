@@ -55,11 +55,11 @@ impl Forward for ForwardService {
 
     async fn remove_peer(&self, request: Request<RemovePeerCall>) -> Result<Response<RemovePeerReply>, Status> {
         let departure = membership::remove(&self.core, request.into_inner(), Origin::Forwarded).await?;
-        Ok(Response::new(RemovePeerReply { departure: Some(departure) }))
+        Ok(Response::new(RemovePeerReply { departure: Some(departure), index: self.core.state.applied_index() }))
     }
 
     async fn drain_peer(&self, request: Request<DrainPeerCall>) -> Result<Response<DrainPeerReply>, Status> {
         let departure = membership::drain(&self.core, request.into_inner(), Origin::Forwarded).await?;
-        Ok(Response::new(DrainPeerReply { departure: Some(departure) }))
+        Ok(Response::new(DrainPeerReply { departure: Some(departure), index: self.core.state.applied_index() }))
     }
 }

@@ -77,12 +77,12 @@ impl Peers for PeersService {
 
     async fn remove(&self, request: Request<RemovePeerCall>) -> Result<Response<RemovePeerReply>, Status> {
         let departure = membership::remove(&self.core, request.into_inner(), Origin::Own).await?;
-        Ok(Response::new(RemovePeerReply { departure: Some(departure) }))
+        Ok(Response::new(RemovePeerReply { departure: Some(departure), index: self.core.state.applied_index() }))
     }
 
     async fn drain(&self, request: Request<DrainPeerCall>) -> Result<Response<DrainPeerReply>, Status> {
         let departure = membership::drain(&self.core, request.into_inner(), Origin::Own).await?;
-        Ok(Response::new(DrainPeerReply { departure: Some(departure) }))
+        Ok(Response::new(DrainPeerReply { departure: Some(departure), index: self.core.state.applied_index() }))
     }
 
     async fn digest(&self, _request: Request<DigestCall>) -> Result<Response<DigestReply>, Status> {

@@ -46,6 +46,7 @@ pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Res
             let mut client = core.forward_client(&leader)?;
             let asked = client.remove_peer(request);
             let reply = at_leader("remove a peer at the leader", Core::FORWARD_DEADLINE, asked).await?;
+            see(core, reply.index).await;
             reply.departure.unwrap_or_default()
         }
         Leader::Other(_) | Leader::Nobody => return Err(core.not_leading()),
@@ -54,6 +55,13 @@ pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Res
         Origin::Forwarded => Ok(ordered),
         Origin::Own if ordered.node_id == 0 => Ok(ordered),
         Origin::Own => wait_for_removal(core, ordered, wait).await,
+    }
+}
+
+/// Waits a moment for what the leader did, so that whoever asked here sees it here. A peer that was taken out never will.
+async fn see(core: &Core, index: u64) {
+    if tokio::time::timeout(LOOK_INTERVAL, core.wait_applied(index)).await.is_err() {
+        tracing::debug!(index, "this peer has not applied what the leader did yet");
     }
 }
 
@@ -132,6 +140,7 @@ pub async fn drain(core: &Core, request: DrainPeerCall, origin: Origin) -> Resul
             let mut client = core.forward_client(&leader)?;
             let asked = client.drain_peer(request);
             let reply = at_leader("drain a peer at the leader", Core::FORWARD_DEADLINE, asked).await?;
+            see(core, reply.index).await;
             Ok(reply.departure.unwrap_or_default())
         }
         Leader::Other(_) | Leader::Nobody => Err(core.not_leading()),

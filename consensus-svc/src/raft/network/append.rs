@@ -11,7 +11,8 @@
 //! client's writes then cost a follower one message each and not two. While it waits, an answer that the library would
 //! take for one of it is not needed for any majority, and is held back like the others. Entries that come often tell what
 //! is committed only so often: a follower applies some of them in one transaction then. Should the entries never be
-//! committed that it was left out of, the next heartbeat has it.
+//! committed that it was left out of, the next heartbeat has it. All this is about pins: word of anything else, such as a
+//! removal, goes at once, as a peer that is taken out hears nothing afterwards.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::Fuse;
 use futures::{Stream, StreamExt, stream};
+use openraft::EntryPayload;
 use openraft::base::BoxStream;
 use openraft::raft::StreamAppendError;
 use parking_lot::Mutex;
@@ -30,13 +32,14 @@ use pinfold_common::channel::explain;
 use pinfold_proto::consensus as wire;
 use pinfold_proto::consensus::append_reply::Result as Outcome;
 use pinfold_proto::consensus::raft_client::RaftClient;
+use pinfold_proto::storage::command::Command as Kind;
 use tokio::time::Sleep;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::{Context, broken, unreachable_node};
 use crate::raft::types::{
-    AppendEntriesRequest, LogId, RpcError, StreamAppendResult, log_id_from_proto, log_id_to_proto, record_of,
+    AppendEntriesRequest, Entry, LogId, RpcError, StreamAppendResult, log_id_from_proto, log_id_to_proto, record_of,
     vote_from_proto, vote_to_proto,
 };
 
@@ -102,6 +105,8 @@ struct Requests<S> {
     next: Option<AppendEntriesRequest>,
     /// What the other side was told is committed, and when.
     told: Option<(Option<LogId>, Instant)>,
+    /// The last entry that is not about pins, until it was told that it is committed.
+    urgent: Option<LogId>,
 }
 
 /// A request that waits for entries to go with.
@@ -112,17 +117,27 @@ struct Waiting {
 
 impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
     fn new(input: S, addressed: wire::Target, on_the_way: Arc<Mutex<OnTheWay>>, waits: Waits) -> Requests<S> {
-        Requests { input: input.fuse(), addressed, on_the_way, waits, waiting: None, next: None, told: None }
+        let (waiting, next, told, urgent) = (None, None, None, None);
+        Requests { input: input.fuse(), addressed, on_the_way, waits, waiting, next, told, urgent }
     }
 
     /// Leaves out what is committed where that can wait.
     fn tell(&mut self, request: &mut AppendEntriesRequest, now: Instant) {
+        let may_wait = !request.entries.is_empty() && !self.is_urgent(request);
         match self.told {
-            Some((told, at)) if !request.entries.is_empty() && now - at < self.waits.with_entries => {
-                request.leader_commit = told;
-            }
+            Some((told, at)) if may_wait && now - at < self.waits.with_entries => request.leader_commit = told,
             Some(_) | None => self.told = Some((request.leader_commit, now)),
         }
+        if self.is_urgent(request) {
+            self.urgent = None;
+        }
+        let urgent = request.entries.iter().rev().find(|entry| !is_about_pins(entry));
+        self.urgent = urgent.map(|entry| entry.log_id).or(self.urgent.take());
+    }
+
+    /// Whether it says that something is committed that the other side must hear of.
+    fn is_urgent(&self, request: &AppendEntriesRequest) -> bool {
+        self.urgent.is_some() && self.urgent <= request.leader_commit
     }
 
     /// What is sent next, and whether a request that waited goes with it.
@@ -162,7 +177,16 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
     /// Whether a request has nothing but the word that all before it is committed.
     fn may_wait(&self, request: &AppendEntriesRequest) -> bool {
         let is_all_committed = request.prev_log_id.is_some() && request.leader_commit == request.prev_log_id;
-        !self.waits.alone.is_zero() && request.entries.is_empty() && is_all_committed
+        !self.waits.alone.is_zero() && request.entries.is_empty() && is_all_committed && !self.is_urgent(request)
+    }
+}
+
+fn is_about_pins(entry: &Entry) -> bool {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => {
+            matches!(proposal.0.command.command, Some(Kind::PutMany(_) | Kind::Unpin(_)))
+        }
+        EntryPayload::Blank | EntryPayload::Membership(_) => false,
     }
 }
 
@@ -182,7 +206,7 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Stream for Requests<S> {
         let now = Instant::now();
         self.tell(&mut request, now);
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        on_the_way.sent.push_back(Sent { at: Instant::now(), previous: request.prev_log_id, last, carries_another });
+        on_the_way.sent.push_back(Sent { at: now, previous: request.prev_log_id, last, carries_another });
         Poll::Ready(Some(encode(self.addressed.clone(), &request)))
     }
 }
@@ -307,7 +331,6 @@ fn decode(reply: &wire::AppendReply, sent: &Sent) -> Result<StreamAppendResult, 
 
 #[cfg(test)]
 mod tests {
-    use openraft::EntryPayload;
     use pinfold_common::identity::Identity;
     use pinfold_common::tls::{ClusterSecret, Room, Tls};
     use pinfold_proto::storage;
@@ -317,7 +340,8 @@ mod tests {
 
     use super::*;
     use crate::raft::network::Links;
-    use crate::raft::types::Entry;
+    use crate::raft::types::Proposal;
+    use crate::store;
 
     /// Goal: a node that is down is called when there is something to send and not before. The library's pause after a
     /// failure is a request that comes late, so without this replication to it spins.
@@ -366,7 +390,10 @@ mod tests {
 
     /// The entries behind `previous` up to `last`.
     fn request(previous: u64, last: u64, commit: u64) -> AppendEntriesRequest {
-        let entry = |index| Entry { log_id: log_id(index).unwrap(), payload: EntryPayload::Blank };
+        let put = Kind::PutMany(storage::PutMany::default());
+        let command = storage::Command { command: Some(put), ..storage::Command::default() };
+        let payload = EntryPayload::Normal(Proposal(Arc::new(store::Proposal::new(command))));
+        let entry = |index| Entry { log_id: log_id(index).unwrap(), payload: payload.clone() };
         AppendEntriesRequest {
             prev_log_id: log_id(previous),
             entries: (previous + 1..=last).map(entry).collect(),
@@ -457,6 +484,9 @@ mod tests {
         // What the entries on the way wait for, and what goes on elsewhere.
         let apart = vec![request(5, 5, 4), request(5, 7, 4), request(7, 7, 7), request(8, 9, 7)];
         assert_eq!(sent(apart, long).await, [(5, 0, 4), (5, 2, 4), (7, 0, 7), (8, 1, 7)]);
+        let mut other = vec![request(4, 5, 4), request(5, 5, 5), request(5, 6, 5)];
+        other[0].entries[0].payload = EntryPayload::Blank;
+        assert_eq!(sent(other, long).await, [(4, 1, 4), (5, 0, 5), (5, 1, 5)], "not about pins");
     }
 
     /// Goal: entries tell what is committed as often as they may, never less than was told before, and what has no entries
@@ -479,6 +509,13 @@ mod tests {
         assert_eq!(told(request(8, 9, 8), pace), log_id(8));
         assert_eq!(told(request(9, 10, 9), pace + 2 * soon), log_id(8));
         assert_eq!(told(request(10, 11, 10), 2 * pace), log_id(10));
+        // A leader's first entry, for example, and what comes before it is told.
+        let mut first = request(11, 12, 11);
+        first.entries[0].payload = EntryPayload::Blank;
+        assert_eq!(told(first, 2 * pace + soon), log_id(10));
+        assert_eq!(told(request(12, 13, 11), 2 * pace + 2 * soon), log_id(10));
+        assert_eq!(told(request(13, 14, 12), 2 * pace + 2 * soon), log_id(12), "at once");
+        assert_eq!(told(request(14, 15, 13), 2 * pace + 2 * soon), log_id(12));
         let mut pulse = Requests::new(stream::empty(), wire::Target::default(), Arc::default(), Waits::PULSE);
         for (request, after) in [(request(5, 6, 5), Duration::ZERO), (request(6, 7, 6), soon)] {
             let mut sent = request.clone();
