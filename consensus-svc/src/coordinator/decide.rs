@@ -133,7 +133,7 @@ async fn once(
         }
     }
     let source = if attempt == 1 { Source::Stock } else { Source::Monitor };
-    let steps = match place(core, open, steps, (reading, source), &mut unread).await {
+    let steps = match place(core, open, steps, reading, source, &mut unread).await {
         Ok(steps) => steps,
         Err((_, items)) if reading == Reading::Others => {
             unread.extend(items);
@@ -242,7 +242,7 @@ async fn first_result(core: &Core, job: &Job, place: usize, now: Timestamp) -> O
 }
 
 /// Where allocations come from.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Source {
     /// What was asked for beforehand, where there is enough of it.
     Stock,
@@ -256,7 +256,8 @@ async fn place(
     core: &Core,
     open: &mut [Open],
     steps: Vec<(Item, Step)>,
-    (reading, source): (Reading, Source),
+    reading: Reading,
+    source: Source,
     unread: &mut Vec<Item>,
 ) -> Result<Vec<(Item, Step)>, (Error, Vec<Item>)> {
     let wanted: Vec<monitor::Item> = steps

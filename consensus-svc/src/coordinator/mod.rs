@@ -3,8 +3,8 @@
 //!
 //! Requests of all callers meet in one bounded queue, so that they share one read, one allocation, one log entry and
 //! one fsync (`queue`). `decide` works a batch off at the leader and `propose` brings it into the log, `forward` takes
-//! one to the leader; `rules` is the pure part,
-//! `allocate` asks the monitors, and `stock` does beforehand. No lock and no slot of this queue's callers is held while a monitor is asked.
+//! one to the leader; `rules` is the pure part, `allocate` asks the monitors, and `stock` does beforehand. No lock and no
+//! slot of this queue's callers is held while a monitor is asked.
 
 pub(crate) mod allocate;
 mod decide;

@@ -60,7 +60,8 @@ pub async fn remove(core: &Core, request: RemovePeerCall, origin: Origin) -> Res
 
 /// Waits a moment for what the leader did, so that whoever asked here sees it here. A peer that was taken out never will.
 async fn see(core: &Core, index: u64) {
-    if tokio::time::timeout(LOOK_INTERVAL, core.wait_applied(index)).await.is_err() {
+    let applied = tokio::time::timeout(LOOK_INTERVAL, core.wait_applied(index)).await;
+    if !matches!(applied, Ok(Ok(()))) {
         tracing::debug!(index, "this peer has not applied what the leader did yet");
     }
 }

@@ -27,14 +27,13 @@ use pinfold_proto::consensus::raft_client::RaftClient;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use append::Waits;
-
 use super::contact::Contacts;
 use super::machine::{MachineSnapshot, SnapshotData, Transfers};
 use super::types::{
     Address, AppendEntriesRequest, RpcError, StreamAppendResult, Types, Vote, VoteRequest, VoteResponse,
     log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto,
 };
+use append::Waits;
 
 /// After a snapshot that could not be delivered; doubled each time.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);

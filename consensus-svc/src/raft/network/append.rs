@@ -123,16 +123,14 @@ impl<S: Stream<Item = AppendEntriesRequest> + Unpin> Requests<S> {
 
     /// Leaves out what is committed where that can wait.
     fn tell(&mut self, request: &mut AppendEntriesRequest, now: Instant) {
-        let may_wait = !request.entries.is_empty() && !self.is_urgent(request);
+        let is_urgent = self.is_urgent(request);
+        let may_wait = !request.entries.is_empty() && !is_urgent;
         match self.told {
             Some((told, at)) if may_wait && now - at < self.waits.with_entries => request.leader_commit = told,
             Some(_) | None => self.told = Some((request.leader_commit, now)),
         }
-        if self.is_urgent(request) {
-            self.urgent = None;
-        }
-        let urgent = request.entries.iter().rev().find(|entry| !is_about_pins(entry));
-        self.urgent = urgent.map(|entry| entry.log_id).or(self.urgent.take());
+        let newest = request.entries.iter().rev().find(|entry| !is_about_pins(entry)).map(|entry| entry.log_id);
+        self.urgent = newest.or(self.urgent.filter(|_| !is_urgent));
     }
 
     /// Whether it says that something is committed that the other side must hear of.

@@ -149,14 +149,15 @@ fn read(path: &Path, parts: &mpsc::Sender<Part>) -> std::io::Result<()> {
     loop {
         let mut data = Vec::with_capacity(CHUNK_BYTES);
         (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
-        let (part, is_last) = if data.is_empty() {
-            (Part::Checksum(digest.clone().finish().as_ref().to_vec()), true)
-        } else {
-            digest.update(&data);
-            (Part::Data(Bytes::from(data)), false)
-        };
-        if parts.blocking_send(part).is_err() || is_last {
+        if data.is_empty() {
+            break;
+        }
+        digest.update(&data);
+        if parts.blocking_send(Part::Data(Bytes::from(data))).is_err() {
             return Ok(());
         }
     }
+    // Whoever took the pieces may have gone.
+    let _ = parts.blocking_send(Part::Checksum(digest.finish().as_ref().to_vec()));
+    Ok(())
 }

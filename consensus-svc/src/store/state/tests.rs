@@ -307,7 +307,8 @@ async fn a_damaged_copy_is_refused() {
     assert_eq!(state.pin_count(), 500);
 }
 
-/// Goal: a large copy that replaces nothing is taken as it is and verified afterwards; one that replaces pins is verified first.
+/// Goal: a large copy that replaces nothing is taken as it is and verified afterwards; one that replaces pins is
+/// verified first.
 #[tokio::test]
 async fn a_large_copy_is_verified_later_where_nothing_is_lost() {
     let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());

@@ -1,5 +1,5 @@
 //! The task that owns the writing connection: takes the changes that are waiting, up to a bound, applies them in one
-//! transaction, and answers when it is flushed. Changes of one kind are one statement, as each statement is a hand-over
+//! transaction, and answers when it is flushed. Changes of one kind are few statements, as each statement is a hand-over
 //! to SQLite's thread and back.
 
 use std::collections::HashSet;
@@ -170,9 +170,11 @@ struct Pins {
 }
 
 impl Pins {
+    /// All of one kind, and as many as there is a statement for.
     fn is_one_statement(&self) -> bool {
-        let lengths = [self.started.len(), self.done.len(), self.pinned.len(), self.removed.len()];
-        LENGTHS.contains(&self.cids.len()) && lengths.contains(&self.cids.len())
+        let all = self.cids.len();
+        let kinds = [self.started.len(), self.done.len(), self.pinned.len(), self.removed.len()];
+        kinds.contains(&all) && LENGTHS.contains(&all)
     }
 }
 
@@ -308,7 +310,7 @@ fn later<T: Send + 'static>(pending: &mut Vec<Pending>, answer: Answer<T>, outco
     failure
 }
 
-/// One statement for all rows: each statement is a hand-over to SQLite's thread and back.
+/// Many rows in a statement: each one is a hand-over to SQLite's thread and back.
 async fn stored(connection: &mut SqliteConnection, rows: Vec<BlockRow>, delta: &mut Delta) -> Result<()> {
     for (_, rows) in pieces(&rows) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO blocks (multihash, size, held_until) ");
