@@ -10,6 +10,7 @@ mod load;
 mod losses;
 mod machine;
 mod ours;
+mod pin;
 mod proposals;
 mod report;
 mod rest;
@@ -45,6 +46,9 @@ struct Arguments {
     /// MiB of the file that is added beside Kubo
     #[arg(long, default_value_t = 1024)]
     add_kubo_mib: usize,
+    /// Small items that are pinned beside Kubo
+    #[arg(long, default_value_t = 100_000)]
+    pin_kubo_items: u64,
     /// A file that an earlier `--api` run wrote: ratios to it are printed, and are the goals
     #[arg(long)]
     baseline: Option<std::path::PathBuf>,
@@ -92,6 +96,8 @@ enum Part {
     Proposals,
     /// Clusters of its own: embedded, and of three Kubos
     AddKubo,
+    /// A cluster of its own, of one peer with a Kubo
+    PinKubo,
 }
 
 #[tokio::main]

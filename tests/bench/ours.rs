@@ -21,7 +21,7 @@ use crate::losses::{self, Loss};
 use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rest::{self, Failed, fresh_cid};
-use crate::{Arguments, Part, add, proposals};
+use crate::{Arguments, Part, add, pin, proposals};
 
 pub const PATIENCE: Duration = Duration::from_secs(300);
 const BATCH: u64 = 100;
@@ -30,7 +30,7 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     report.mark_ours();
     let folder = tempfile::Builder::new().prefix("pinfold-bench-").tempdir()?;
     let rate = crate::disk::fdatasync_rate(report, folder.path(), Duration::from_secs(1))?;
-    let is_apart = |part: &Part| matches!(part, Part::AddKubo | Part::Proposals);
+    let is_apart = |part: &Part| matches!(part, Part::AddKubo | Part::PinKubo | Part::Proposals);
     let only_apart = arguments.only.iter().all(is_apart) && !arguments.only.is_empty();
     for &peers in arguments.peers.iter().filter(|_| !only_apart) {
         let cluster = start(folder.path().join(format!("peers{peers}")), peers).await?;
@@ -42,6 +42,9 @@ pub async fn run(report: &mut Report, arguments: &Arguments) -> Result<(), Faile
     }
     if arguments.wants(Part::AddKubo) {
         add::run(report, arguments.add_kubo_mib).await?;
+    }
+    if arguments.wants(Part::PinKubo) {
+        pin::run(report, arguments.pin_kubo_items).await?;
     }
     Ok(())
 }

@@ -108,15 +108,15 @@ fn nobodys(number: u64) -> Cid {
     Cid::new_v1(0x55, Code::Sha2_256.digest(format!("nobody has {number}").as_bytes()))
 }
 
-fn tracker(cluster: &Cluster, peer: usize) -> TrackerClient<Channel> {
+pub fn tracker(cluster: &Cluster, peer: usize) -> TrackerClient<Channel> {
     let channel = inside(&cluster.peers[peer], Room::Connector);
     TrackerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// Rows that a peer's tracker has in these statuses, at most `limit`.
-async fn count(cluster: &Cluster, peer: usize, filter: u32, limit: u64) -> Result<u64, Failed> {
+pub async fn count(tracker: &mut TrackerClient<Channel>, filter: u32, limit: u64) -> Result<u64, Failed> {
     let call = StatusAllCall { filter, limit, ..StatusAllCall::default() };
-    let mut stream = tracker(cluster, peer).status_all(call).await?.into_inner();
+    let mut stream = tracker.status_all(call).await?.into_inner();
     let mut rows = 0;
     while let Some(reply) = timeout(PATIENCE, stream.message()).await?? {
         rows += reply.infos.len() as u64;
@@ -127,10 +127,11 @@ async fn count(cluster: &Cluster, peer: usize, filter: u32, limit: u64) -> Resul
 /// Waits until the tracker has everything, and nothing is queued any more.
 async fn settled(cluster: &Cluster, peer: usize, items: u64, started: Instant) -> Result<(), Failed> {
     let waiting = TrackerStatus::PinQueued.bit() | TrackerStatus::Pinning.bit();
+    let mut tracker = tracker(cluster, peer);
     loop {
         // The cheap question first: everything is counted only when nothing waits.
-        let is_idle = count(cluster, peer, waiting, 1).await.is_ok_and(|rows| rows == 0);
-        if is_idle && count(cluster, peer, 0, items).await? >= items {
+        let is_idle = count(&mut tracker, waiting, 1).await.is_ok_and(|rows| rows == 0);
+        if is_idle && count(&mut tracker, 0, items).await? >= items {
             return Ok(());
         }
         if started.elapsed() > PATIENCE {
@@ -193,7 +194,7 @@ async fn status_all(client: &mut api::pins_client::PinsClient<Channel>, filter: 
 async fn everything(report: &mut Report, cluster: &Cluster, items: u64) -> Result<(), Failed> {
     let gateway = cluster.peers[0].service(Room::Gateway).and_then(|service| service.pid()).ok_or("no gateway")?;
     let started = Instant::now();
-    let rows = count(cluster, 0, 0, 0).await?;
+    let rows = count(&mut tracker(cluster, 0), 0, 0).await?;
     let own = rows as f64 / started.elapsed().as_secs_f64();
     report.figure("status.tracker", "one tracker's own stream", own, "items/s");
     let mut client = pins_client(&cluster.peers[0].api)?;

@@ -97,12 +97,19 @@ pub struct Settlement {
     revision: u64,
     todo: Todo,
     status: TrackerStatus,
+    /// Nothing but the ownership is another: no index has it, so that the write is a cheaper one.
+    is_claim: bool,
     item: Item,
 }
 
 impl Settlement {
     pub fn of(before: &Item, item: Item) -> Settlement {
-        Settlement { revision: before.revision, todo: before.todo, status: before.status, item }
+        Settlement { revision: before.revision, todo: before.todo, status: before.status, is_claim: false, item }
+    }
+
+    /// Of `item` only the ownership is written.
+    pub fn claim(before: &Item, item: Item) -> Settlement {
+        Settlement { is_claim: true, ..Settlement::of(before, item) }
     }
 }
 

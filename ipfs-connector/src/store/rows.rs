@@ -70,11 +70,15 @@ const SETTLED: [&str; 13] = [
     "last_block",
 ];
 
+/// What a claim changes.
+const CLAIMED: [&str; 1] = ["ownership"];
+
 /// Text of the statements with lists, by length.
 pub(super) struct Statements {
     select: [Arc<str>; LENGTHS.len()],
     upsert: [Arc<str>; LENGTHS.len()],
     settle: [Arc<str>; LENGTHS.len()],
+    claim: [Arc<str>; LENGTHS.len()],
     delete: [Arc<str>; LENGTHS.len()],
     delete_any: [Arc<str>; LENGTHS.len()],
 }
@@ -86,7 +90,18 @@ impl Statements {
         let updates =
             WRITTEN[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
         let standing = "items.revision = v.revision AND items.status = v.before AND items.todo = v.owed";
-        let settled = SETTLED.iter().map(|name| format!("{name} = v.{name}")).collect::<Vec<_>>().join(", ");
+        let settle = |columns: &[&str]| {
+            let changes = columns.iter().map(|name| format!("{name} = v.{name}")).collect::<Vec<_>>().join(", ");
+            let names = columns.join(", ");
+            LENGTHS.map(|n| {
+                let values = tuples(n, STANDING.len() + columns.len());
+                format!(
+                    "WITH v (id, revision, before, owed, {names}) AS (VALUES {values}) \
+                     UPDATE items SET {changes} FROM v WHERE items.id = v.id AND {standing} RETURNING items.id"
+                )
+                .into()
+            })
+        };
         Statements {
             select: LENGTHS.map(|n| format!(select!("WHERE cid IN ({})"), marks(n)).into()),
             upsert: LENGTHS.map(|n| {
@@ -95,15 +110,8 @@ impl Statements {
                 format!("INSERT INTO items ({columns}) VALUES {values} ON CONFLICT (cid) DO UPDATE SET {updates}")
                     .into()
             }),
-            settle: LENGTHS.map(|n| {
-                let columns = SETTLED.join(", ");
-                let values = tuples(n, STANDING.len() + SETTLED.len());
-                format!(
-                    "WITH v (id, revision, before, owed, {columns}) AS (VALUES {values}) \
-                     UPDATE items SET {settled} FROM v WHERE items.id = v.id AND {standing} RETURNING items.id"
-                )
-                .into()
-            }),
+            settle: settle(&SETTLED),
+            claim: settle(&CLAIMED),
             delete: LENGTHS.map(|n| {
                 let values = tuples(n, STANDING.len());
                 format!(
@@ -335,8 +343,22 @@ pub(super) async fn settle(
     statements: &Statements,
     settlements: &[&Settlement],
 ) -> Result<Vec<i64>> {
+    let (claims, others): (Vec<&Settlement>, Vec<&Settlement>) =
+        settlements.iter().partition(|settlement| settlement.is_claim);
     let mut settled = Vec::with_capacity(settlements.len());
-    for (index, piece) in pieces(settlements) {
+    for (index, piece) in pieces(&claims) {
+        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.claim[index]));
+        for settlement in piece {
+            query = query
+                .bind(settlement.item.id)
+                .bind(settlement.revision as i64)
+                .bind(i64::from(settlement.status.bit()))
+                .bind(settlement.todo.number())
+                .bind(settlement.item.ownership.number());
+        }
+        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("claim rows"))?);
+    }
+    for (index, piece) in pieces(&others) {
         let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.settle[index]));
         for settlement in piece {
             let item = &settlement.item;

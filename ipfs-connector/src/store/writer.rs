@@ -27,6 +27,9 @@ const GROUP_COMMANDS: usize = 512;
 /// Between the beginnings of two transactions while there is always something to write: what comes within it shares
 /// one. An idle writer writes at once.
 const PACE: Duration = Duration::from_millis(5);
+/// The same after a transaction of so many commands: nobody waits for one of them alone.
+const BUSY_PACE: Duration = Duration::from_millis(20);
+const BUSY_COMMANDS: usize = 4;
 
 pub(super) struct Writer {
     connection: SqliteConnection,
@@ -106,7 +109,7 @@ impl Writer {
                     group.push(more);
                 }
             }
-            next = Instant::now() + PACE;
+            next = Instant::now() + if group.len() < BUSY_COMMANDS { PACE } else { BUSY_PACE };
             let mut answers = Vec::new();
             let written = self.write(std::mem::take(&mut group), &mut answers).await;
             let effects = std::mem::take(&mut self.effects);

@@ -21,10 +21,11 @@ use crate::error::Result;
 use crate::store::now_ms;
 
 /// A list is used for so long, from before it was asked for.
-const GOOD_FOR: Duration = Duration::from_secs(20);
+const GOOD_FOR: Duration = Duration::from_secs(25);
 const _: () = assert!(GOOD_FOR.as_secs() < LOOK_UP_DEADLINE.as_secs());
-/// From one list to the next while many wait.
-const REFRESH: Duration = Duration::from_secs(10);
+/// The next one is asked for so long before its end, and as long before that as the last one took: listing pins is work for
+/// the node as well, the less of it the better.
+const IN_TIME: Duration = Duration::from_secs(5);
 /// After a list that is not believed, or too many pins to list for this.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONG_PAUSE: Duration = Duration::from_secs(600);
@@ -79,8 +80,9 @@ pub(super) async fn keep(shared: &Shared) {
         shared.health.up().await;
         let pause = match look(shared).await {
             Ok(Some(recent)) => {
+                let took = recent.began.elapsed();
                 *shared.absences.recent.lock() = Some(Arc::new(recent));
-                REFRESH
+                GOOD_FOR.saturating_sub(IN_TIME + 2 * took).max(took)
             }
             Ok(None) => PAUSE,
             Err(error) => {

@@ -161,6 +161,7 @@ async fn fetch(shared: &Shared, item: &Item, cid: Cid, slot: Slot) -> Outcome {
         match event {
             Some(Ok(PinEvent::Done(progress))) => {
                 shared.board.record(&item.cid, progress);
+                shared.slots.pinned(started.elapsed());
                 return Outcome::Pinned;
             }
             Some(Ok(PinEvent::Progress(progress))) => {

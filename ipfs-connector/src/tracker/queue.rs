@@ -45,10 +45,12 @@ const MAX_IN_HAND: usize = 2048;
 /// However quiet it is, the table is read from the start of the queue so often: a woken feeder reads on from where it
 /// was, which misses what was planned for an earlier time than that.
 const RESCAN: Duration = Duration::from_secs(1);
+/// The same while a lane is longer than what was read of it: what is at its start is in hand then, all but a few.
+const LONG_RESCAN: Duration = Duration::from_secs(5);
 /// Of the pins that were queued last: how many are ready at a time, how many rows are read to find them (what is in
-/// hand is among them), and how long is between two looks.
+/// hand is among them; more are read only where too few are left), and how long is between two looks.
 const NEWEST: usize = 16;
-const NEWEST_READ: usize = 512;
+const NEWEST_READ: [usize; 2] = [64, 512];
 const NEWEST_PAUSE: Duration = Duration::from_millis(200);
 /// After a failed read or write of the table.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -242,9 +244,10 @@ impl Feeder {
     /// One batch for each lane that runs low.
     async fn fill(&mut self, shared: &Shared) -> crate::error::Result<()> {
         if Instant::now() >= self.rescan_at {
+            let is_through = lanes(self.line).iter().zip(self.exhausted).all(|(_, exhausted)| exhausted);
             self.places = [START; LANES];
             self.exhausted = [false; LANES];
-            self.rescan_at = Instant::now() + RESCAN;
+            self.rescan_at = Instant::now() + if is_through { RESCAN } else { LONG_RESCAN };
         }
         for (slot, lane) in lanes(self.line).iter().enumerate() {
             if self.exhausted[slot]
@@ -276,8 +279,15 @@ impl Feeder {
         }
         self.newest_at = now + NEWEST_PAUSE;
         shared.board.begin_reading(Line::Pins);
-        let mut items = shared.store.newest_due(Lane::New, now_ms(), NEWEST_READ).await?;
-        items.retain(|item| !shared.board.is_in_hand(&item.cid));
+        let mut items = Vec::new();
+        for read in NEWEST_READ {
+            items = shared.store.newest_due(Lane::New, now_ms(), read).await?;
+            let is_all = items.len() < read;
+            items.retain(|item| !shared.board.is_in_hand(&item.cid));
+            if is_all || items.len() >= NEWEST {
+                break;
+            }
+        }
         items.truncate(NEWEST);
         // The shelf is emptied from its end.
         items.reverse();
@@ -344,7 +354,8 @@ async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::erro
             };
             let is_claim = matches!(outcome, Outcome::Claim(_));
             let after = operation::after(&item, outcome, &rules, rand::random());
-            settlements.push(Settlement::of(&item, after.clone()));
+            let settle = if is_claim { Settlement::claim } else { Settlement::of };
+            settlements.push(settle(&item, after.clone()));
             claims.push((after, is_claim));
         }
         let written = shared.store.settle(settlements).await;

@@ -1,6 +1,7 @@
 //! How many pins run at a time: `concurrent_pins` is the ceiling, and while the node is slow it is fewer (additive
-//! increase, multiplicative decrease). The measure is how long the node takes to answer small questions, never how
-//! long content takes to come: content that nobody has says nothing about the node.
+//! increase, multiplicative decrease). The measure is how long the node takes to answer small questions. How long content
+//! takes to come is none: content that nobody has says nothing about the node. But a pin that is done as soon as a small
+//! question would be is as good as one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +108,13 @@ impl Slots {
         self.change(|limit| limit.observe(took, Instant::now()));
     }
 
+    /// A pin was done after `took`.
+    pub fn pinned(&self, took: Duration) {
+        if took <= FAST {
+            self.observe(took);
+        }
+    }
+
     /// The node did not answer in time at all.
     pub fn too_slow(&self) {
         self.change(|limit| limit.decrease(Instant::now()));
@@ -168,6 +176,12 @@ mod tests {
         assert_eq!(slots.limit(), 1, "neither fast nor slow");
         slots.observe(Duration::from_millis(5));
         assert_eq!(slots.limit(), 2);
+        slots.pinned(Duration::from_secs(3600));
+        assert_eq!(slots.limit(), 2, "content that takes long says nothing");
+        for _ in 0..2 {
+            slots.pinned(Duration::from_millis(5));
+        }
+        assert_eq!(slots.limit(), 3);
     }
 
     /// Goal: never more at a time than the limit, a freed slot wakes who waits, and so does a limit that rises.
