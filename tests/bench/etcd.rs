@@ -1,6 +1,8 @@
 //! A yardstick: etcd, where it is on the PATH, with three members on the same disk in the same run. Its puts and our
-//! single proposals are answered after a majority's fsync, and both come over gRPC at the leader.
+//! single proposals are answered after a majority's fsync, and both come over gRPC at the leader. Ours know who speaks to
+//! them and encrypt every link; etcd does as it is told, so it is measured both ways.
 
+use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -8,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::process::{Child, Command};
 use tonic::Request;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_prost::ProstCodec;
 
 use crate::load::{Outcome, closed_loop};
@@ -20,6 +23,7 @@ use crate::rest::Failed;
 use crate::rooms::CONNECTIONS;
 
 const MEMBERS: usize = 3;
+const HOST: &str = "127.0.0.1";
 /// About what a pin takes.
 const VALUE_BYTES: usize = 300;
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -63,17 +67,63 @@ where
     Ok(answer.into_inner())
 }
 
+/// How members speak to each other and to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    Plain,
+    /// TLS with certificates on both sides, as all links of ours.
+    MutualTls,
+}
+
+/// What both sides of a link show, and whom they believe. PEM.
+#[derive(Clone)]
+struct Papers {
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+impl Papers {
+    fn issue() -> Result<Papers, rcgen::Error> {
+        let authority_key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&authority_key)?.pem();
+        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+        let issuer = Issuer::new(params, authority_key);
+        let certificate = CertificateParams::new([HOST.to_owned()])?.signed_by(&key, &issuer)?.pem();
+        Ok(Papers { authority, certificate, key: key.serialize_pem() })
+    }
+
+    /// Written into `folder`, and as etcd's flags.
+    fn flags(&self, folder: &Path) -> std::io::Result<Vec<OsString>> {
+        let mut flags = Vec::new();
+        for (name, text) in [("ca", &self.authority), ("cert", &self.certificate), ("key", &self.key)] {
+            let path = folder.join(format!("etcd-{name}.pem"));
+            std::fs::write(&path, text)?;
+            let flag = if name == "ca" { "trusted-ca" } else { name };
+            for side in ["", "peer-"] {
+                flags.extend([format!("--{side}{flag}-file").into(), path.clone().into_os_string()]);
+            }
+        }
+        flags.extend(["--client-cert-auth".into(), "--peer-client-cert-auth".into()]);
+        Ok(flags)
+    }
+}
+
 /// Running members. Killed when dropped.
 pub struct Etcd {
-    leader: String,
+    leader: Member,
     counter: Arc<AtomicU64>,
     _members: Vec<Child>,
 }
 
 impl Etcd {
     /// `None` without etcd.
-    pub async fn start(folder: &Path) -> Result<Option<Etcd>, Failed> {
-        let Some(members) = start(folder)? else {
+    pub async fn start(folder: &Path, links: Links) -> Result<Option<Etcd>, Failed> {
+        let papers = (links == Links::MutualTls).then(Papers::issue).transpose()?;
+        std::fs::create_dir_all(folder)?;
+        let Some(members) = start(folder, papers.as_ref())? else {
             println!("etcd is not on the PATH: not measured");
             return Ok(None);
         };
@@ -84,7 +134,7 @@ impl Etcd {
 
     /// Puts of [`VALUE_BYTES`] at the leader, each client its next one when the last one is acknowledged.
     pub async fn puts(&self, clients: usize, time: Duration) -> Result<Outcome, Failed> {
-        let channels: Result<Vec<Channel>, _> = (0..clients.min(CONNECTIONS)).map(|_| channel(&self.leader)).collect();
+        let channels: Result<Vec<Channel>, _> = (0..clients.min(CONNECTIONS)).map(|_| self.leader.channel()).collect();
         let channels = channels?;
         let puts = closed_loop(clients, time, &self.counter, move |client, number| {
             let channel = channels[client % channels.len()].clone();
@@ -97,29 +147,55 @@ impl Etcd {
     }
 }
 
-/// The members with their client addresses; `None` without etcd.
-fn start(folder: &Path) -> Result<Option<Vec<(Child, String)>>, Failed> {
-    let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+/// Where one of them is asked.
+#[derive(Clone)]
+struct Member {
+    authority: String,
+    papers: Option<Papers>,
+}
+
+impl Member {
+    fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        let Member { authority, papers } = self;
+        let endpoint = match papers {
+            None => Endpoint::from_shared(format!("http://{authority}"))?,
+            Some(papers) => {
+                let tls = ClientTlsConfig::new()
+                    .ca_certificate(Certificate::from_pem(&papers.authority))
+                    .identity(Identity::from_pem(&papers.certificate, &papers.key));
+                Endpoint::from_shared(format!("https://{authority}"))?.tls_config(tls)?
+            }
+        };
+        Ok(endpoint.tcp_nodelay(true).connect_lazy())
+    }
+}
+
+/// `None` without etcd.
+fn start(folder: &Path, papers: Option<&Papers>) -> Result<Option<Vec<(Child, Member)>>, Failed> {
+    let free = || Ok::<_, std::io::Error>(TcpListener::bind((HOST, 0))?.local_addr()?.to_string());
     let addresses: Vec<(String, String)> =
         (0..MEMBERS).map(|_| Ok((free()?, free()?))).collect::<Result<_, std::io::Error>>()?;
+    let scheme = if papers.is_some() { "https" } else { "http" };
     let cluster: Vec<String> =
-        addresses.iter().enumerate().map(|(index, (peer, _))| format!("m{index}=http://{peer}")).collect();
+        addresses.iter().enumerate().map(|(index, (peer, _))| format!("m{index}={scheme}://{peer}")).collect();
+    let flags = papers.map(|papers| papers.flags(folder)).transpose()?.unwrap_or_default();
     let mut members = Vec::new();
-    for (index, (peer, client)) in addresses.into_iter().enumerate() {
-        let (peer, client_url) = (format!("http://{peer}"), format!("http://{client}"));
+    for (index, (peer, authority)) in addresses.into_iter().enumerate() {
+        let (peer, client) = (format!("{scheme}://{peer}"), format!("{scheme}://{authority}"));
         let process = Command::new("etcd")
             .args(["--name", &format!("m{index}"), "--data-dir"])
             .arg(folder.join(format!("etcd{index}")))
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--initial-cluster", &cluster.join(","), "--log-level", "error"])
+            .args(&flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn();
         match process {
-            Ok(process) => members.push((process, client)),
+            Ok(process) => members.push((process, Member { authority, papers: papers.cloned() })),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         }
@@ -127,22 +203,18 @@ fn start(folder: &Path) -> Result<Option<Vec<(Child, String)>>, Failed> {
     Ok(Some(members))
 }
 
-fn channel(authority: &str) -> Result<Channel, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{authority}"))?.tcp_nodelay(true).connect_lazy())
-}
-
-/// The client address of the member that leads.
-async fn leader(members: &[(Child, String)]) -> Result<String, Failed> {
+/// The member that leads.
+async fn leader(members: &[(Child, Member)]) -> Result<Member, Failed> {
     let started = Instant::now();
     while started.elapsed() < START_DEADLINE {
-        for (_, authority) in members {
+        for (_, member) in members {
             let reply: Result<StatusReply, _> =
-                ask(channel(authority)?, "/etcdserverpb.Maintenance/Status", Nothing {}).await;
+                ask(member.channel()?, "/etcdserverpb.Maintenance/Status", Nothing {}).await;
             if let Ok(StatusReply { header: Some(header), leader }) = reply
                 && leader != 0
                 && header.member_id == leader
             {
-                return Ok(authority.clone());
+                return Ok(member.clone());
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -31,6 +31,9 @@ struct Arguments {
     /// Measure this API instead of our own clusters: http://host:port; the pins it makes are removed again
     #[arg(long)]
     api: Option<String>,
+    /// Process IDs of what serves that API at one peer: their memory is told, for a later --baseline
+    #[arg(long, value_delimiter = ',', requires = "api")]
+    pids: Vec<u32>,
     /// Measure one cluster of so many peers instead: joining, voters and learners, what they cost while idle
     #[arg(long, value_name = "PEERS", value_parser = clap::value_parser!(u16).range(2..=50))]
     large: Option<u16>,

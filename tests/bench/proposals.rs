@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::disk::{self, Syncs};
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, Links};
 use crate::load::Outcome;
 use crate::ours::PATIENCE;
 use crate::report::Report;
@@ -32,24 +32,27 @@ const SYNC_TIME: Duration = Duration::from_millis(300);
 /// Rows of the yardstick of batches.
 const UPSERTS: usize = 200_000;
 
+/// etcd: what it does where its links are like ours, and where nothing is encrypted and anybody may ask. The goals are
+/// against the first.
+struct Yardsticks {
+    secured: Option<Etcd>,
+    plain: Option<Etcd>,
+}
+
 /// Who is measured.
 struct Field {
     one: Rooms,
     three: Rooms,
-    etcd: Option<Etcd>,
+    etcd: Yardsticks,
     counter: Arc<AtomicU64>,
     time: Duration,
 }
 
 pub async fn run(report: &mut Report, folder: &Path, seconds: u64) -> Result<(), Failed> {
     let folder = folder.join("proposals");
-    let etcd = match Etcd::start(&folder).await {
-        Ok(etcd) => etcd,
-        // A yardstick that does not start is no reason to measure nothing else.
-        Err(error) => {
-            println!("  etcd is not measured: {error}");
-            None
-        }
+    let etcd = Yardsticks {
+        secured: yardstick(&folder.join("secured"), Links::MutualTls).await,
+        plain: yardstick(&folder.join("plain"), Links::Plain).await,
     };
     let field = Field {
         one: Rooms::start(&folder.join("one"), 1).await,
@@ -68,6 +71,14 @@ pub async fn run(report: &mut Report, folder: &Path, seconds: u64) -> Result<(),
     drop(one);
     upserts(report, &folder).await?;
     memory(report, &folder, time, &counter).await
+}
+
+/// One that does not start is no reason to measure nothing else.
+async fn yardstick(folder: &Path, links: Links) -> Option<Etcd> {
+    Etcd::start(folder, links).await.unwrap_or_else(|error| {
+        println!("  etcd is not measured: {error}");
+        None
+    })
 }
 
 /// The round in the middle by its rate.
@@ -94,13 +105,17 @@ async fn one_by_one(report: &mut Report, folder: &Path, field: &Field, clients: 
     report.section(&format!(
         "Single proposals at the leader's consensus-svc, {clients} clients, {ROUNDS} rounds in turn"
     ));
-    let (mut disk, mut one, mut three, mut puts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut disk, mut one, mut three) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut puts, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         disk.push(disk::fdatasync(folder, SYNC_TIME)?);
         one.push(singles(field.one.leader(), clients, field.time, &field.counter).await);
         three.push(singles(field.three.leader(), clients, field.time, &field.counter).await);
-        if let Some(etcd) = &field.etcd {
+        if let Some(etcd) = &field.etcd.secured {
             puts.push(etcd.puts(clients, field.time).await?);
+        }
+        if let Some(etcd) = &field.etcd.plain {
+            plain.push(etcd.puts(clients, field.time).await?);
         }
     }
     disk.sort_by(|a: &Syncs, b| a.rate.total_cmp(&b.rate));
@@ -130,10 +145,16 @@ async fn one_by_one(report: &mut Report, folder: &Path, field: &Field, clients: 
     let share = three / one;
     report.goal(&format!("T4: three peers: {wanted} x of one"), share >= wanted, &format!("{share:.2}"));
     if !puts.is_empty() {
-        let (puts, _) = figure(report, &format!("etcd.puts.{clients}"), "etcd, three members, puts", puts, 1);
+        let (puts, _) =
+            figure(report, &format!("etcd.puts.{clients}"), "etcd, three members, mutual TLS, puts", puts, 1);
         let ratio = three / puts;
         let wanted = if clients == 1 { 0.8 } else { 1.0 };
         report.goal(&format!("etcd: three peers: {wanted} x its puts"), ratio >= wanted, &format!("{ratio:.2}"));
+    }
+    if !plain.is_empty() {
+        let name = format!("etcd.plain.puts.{clients}");
+        let (plain, _) = figure(report, &name, "etcd, three members, nothing encrypted, puts", plain, 1);
+        println!("    three peers of ours: {:.2} x", three / plain);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use pinfold_tests::content;
 
 use crate::Arguments;
 use crate::load::{Http, closed_loop};
+use crate::machine::resident_bytes;
 use crate::report::Report;
 
 /// The original's Raft column (measured.md C): clients, and accepted pins per second.
@@ -33,6 +34,10 @@ pub async fn run(report: &mut Report, api: &str, arguments: &Arguments) -> Resul
     pins(report, "3", &authority, arguments).await;
     fill(&authority, arguments.items).await?;
     lists(report, &authority).await;
+    if !arguments.pids.is_empty() {
+        let memory: u64 = arguments.pids.iter().copied().map(resident_bytes).sum();
+        report.figure("memory.original", "memory of the peer's services", memory as f64, "bytes");
+    }
     add(report, &authority, arguments.add_mib).await?;
     remove_all(&authority).await;
     Ok(())

@@ -133,7 +133,7 @@ mod tests {
     const MOST: u64 = 64;
 
     async fn database(path: &Path) -> SqliteConnection {
-        let mut connection = open_writer(path, Sync::Checkpoint).await.unwrap();
+        let mut connection = open_writer(path, Sync::Checkpoint, super::sqlite::STATE_CACHE_KIB).await.unwrap();
         sqlx::raw_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)").execute(&mut connection).await.unwrap();
         connection
     }

@@ -14,7 +14,7 @@ use crate::pinset::Change;
 /// Changes that are kept.
 pub const MAX_CHANGES: usize = 100_000;
 /// Bytes that they may take, by estimate.
-pub const MAX_BYTES: usize = 8 << 20;
+pub const MAX_BYTES: usize = 4 << 20;
 /// What a change costs beyond its bytes, roughly.
 const OVERHEAD_BYTES: usize = 100;
 

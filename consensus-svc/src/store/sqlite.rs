@@ -19,8 +19,10 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 const ROW_BUFFER: usize = 1024;
 /// The write-ahead log's file is cut back to this after a checkpoint: what a busy one has while it is moved fits.
 const WAL_KEEP_BYTES: u64 = 128 << 20;
-/// What is not in them is in the kernel's page cache, a microsecond away.
-const WRITER_CACHE_KIB: i32 = 8 << 10;
+/// What is not in them is in the kernel's page cache, a microsecond away. The state is written all over the place, the log at
+/// its ends.
+pub const STATE_CACHE_KIB: i32 = 4 << 10;
+pub const LOG_CACHE_KIB: i32 = 1 << 10;
 const READER_CACHE_KIB: i32 = 1 << 10;
 /// Imports in any order find their place by a tree over random keys.
 const BUILDER_CACHE_KIB: i32 = 128 << 10;
@@ -69,12 +71,12 @@ fn accept(version: &str) -> Result<()> {
 }
 
 /// The one connection that writes `path`, which is created when it is not there.
-pub async fn open_writer(path: &Path, sync: Sync) -> Result<SqliteConnection> {
+pub async fn open_writer(path: &Path, sync: Sync, cache_kib: i32) -> Result<SqliteConnection> {
     let synchronous = match sync {
         Sync::EveryCommit => SqliteSynchronous::Full,
         Sync::Checkpoint => SqliteSynchronous::Normal,
     };
-    let options = writing(path, WRITER_CACHE_KIB).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
+    let options = writing(path, cache_kib).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
     options.synchronous(synchronous).connect().await.map_err(Error::sqlite("open a database for writing"))
 }
 

@@ -114,7 +114,7 @@ mod tests {
     /// A log of `commits` transactions, as SQLite writes it.
     async fn written(folder: &Path, commits: usize) -> Vec<u8> {
         let path = folder.join("x.db");
-        let mut connection = sqlite::open_writer(&path, Sync::EveryCommit).await.unwrap();
+        let mut connection = sqlite::open_writer(&path, Sync::EveryCommit, sqlite::LOG_CACHE_KIB).await.unwrap();
         sqlx::query("CREATE TABLE t (v BLOB)").execute(&mut connection).await.unwrap();
         for number in 1..commits {
             sqlx::query("INSERT INTO t VALUES (?)")

@@ -98,7 +98,7 @@ impl Log {
     }
 
     async fn load(path: &Path, cache_bytes: usize) -> Result<(SqliteConnection, Cache)> {
-        let mut connection = sqlite::open_writer(path, Sync::EveryCommit).await?;
+        let mut connection = sqlite::open_writer(path, Sync::EveryCommit, sqlite::LOG_CACHE_KIB).await?;
         if sqlite::prepare(&mut connection, path, VERSION, SCHEMA).await? == 1 {
             let doing = "bring the log to this version's format";
             sqlx::raw_sql(FROM_1).execute(&mut connection).await.map_err(Error::sqlite(doing))?;

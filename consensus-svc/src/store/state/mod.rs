@@ -187,7 +187,9 @@ impl State {
 
     async fn connect(folder: &Path) -> Result<(SqliteConnection, PathBuf)> {
         let path = files::current(folder)?;
-        let connection = sqlite::open_writer(&path, Sync::Checkpoint).await.map_err(|error| error.in_file(&path))?;
+        let connection = sqlite::open_writer(&path, Sync::Checkpoint, sqlite::STATE_CACHE_KIB)
+            .await
+            .map_err(|error| error.in_file(&path))?;
         Ok((connection, path))
     }
 

@@ -307,7 +307,7 @@ impl Writer {
         let adopted = tokio::task::spawn_blocking(move || files::adopt(&folder, &previous, &file));
         let path = adopted.await.map_err(|_| Error::Closed)??;
 
-        let mut connection = sqlite::open_writer(&path, Sync::Checkpoint).await?;
+        let mut connection = sqlite::open_writer(&path, Sync::Checkpoint, sqlite::STATE_CACHE_KIB).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
         let (view, meta) = rows::load_status(&mut connection).await?;
         let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_PAGES);
