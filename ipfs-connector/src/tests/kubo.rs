@@ -10,13 +10,12 @@ use pinfold_common::Cid;
 use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::connector::node_client::NodeClient;
-use pinfold_proto::connector::{GcCall, ResolveCall, StatusAllCall};
+use pinfold_proto::connector::{GcCall, ResolveCall};
 use pinfold_proto::types::Reason;
 
 use super::kubo_sim::{KuboSim, ListFault, Mood, PinFault};
-use super::{Connector, House, cid, daemon, eventually};
-use crate::node::kubo::{KuboConfig, KuboNode};
-use crate::node::{Block, IpfsNode as _, Known, PinAdd, PinState};
+use super::{Connector, House, cid, eventually};
+use crate::node::{Block, IpfsNode as _, PinAdd, PinState};
 
 /// Short, so that stalls are seen; longer than a busy machine needs for a block.
 const PIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -366,52 +365,4 @@ async fn seed_d1_private_addresses_may_fail() {
     sim.set_reachable(&addresses[2]);
     node.swarm_connect(&parsed).await.unwrap();
     assert_eq!(node.swarm_peers().await.unwrap(), [id]);
-}
-
-/// Goal: what the tracker costs beside Kubo: small items that need no network, pinned through the whole connector and by
-/// `pin/add` alone, on one daemon. For people: run in release with `--ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn identity_items_on_kubo() {
-    const ITEMS: u32 = 20_000;
-    if !daemon::is_on_path() {
-        eprintln!("kubo: not on the PATH");
-        return;
-    }
-    let daemon = daemon::start();
-    let node = KuboNode::new(KuboConfig::new(daemon.api.parse().unwrap())).unwrap();
-    let item = |n: u32| {
-        let data = format!("item number {n}");
-        pinfold_common::Cid::new_v1(0x55, multihash::Multihash::wrap(0, data.as_bytes()).unwrap())
-    };
-    eventually("kubo answers", async || node.id().await.map(drop).map_err(|error| error.to_string())).await;
-    let mut best = 0.0_f64;
-    for (round, parallel) in [8_usize, 16, 32, 64].into_iter().enumerate() {
-        let first = (round as u32 + 1) * 10_000_000;
-        let began = std::time::Instant::now();
-        let pins = stream::iter(first..first + ITEMS).map(|n| {
-            let request = PinAdd { known: Known::NotPinned, ..PinAdd::new(item(n), PinMode::Recursive) };
-            node.pin_add(request).collect::<Vec<_>>()
-        });
-        pins.buffer_unordered(parallel).for_each(|events| async move { drop(events) }).await;
-        let rate = f64::from(ITEMS) / began.elapsed().as_secs_f64();
-        eprintln!("pin/add alone, {parallel} at a time: {rate:.0}/s");
-        best = best.max(rate);
-    }
-    let mut house = House::new().await;
-    house.concurrent_pins = 32;
-    let connector = house.start(Arc::new(node.clone())).await;
-    house.pinset.put([house.here(&item(0))]);
-    connector.until(&item(0), TrackerStatus::Pinned).await;
-    let began = std::time::Instant::now();
-    let index = house.pinset.put((1..=ITEMS).map(|n| house.here(&item(n))));
-    connector.status(&item(0), index).await;
-    let queued = StatusAllCall { filter: TrackerStatus::PinQueued.bit(), limit: 1, ..Default::default() };
-    while connector.tracker().status_all(queued.clone()).await.unwrap().into_inner().message().await.unwrap().is_some()
-    {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let rate = f64::from(ITEMS) / began.elapsed().as_secs_f64();
-    eprintln!("through the connector: {rate:.0}/s, {:.2} of the best", rate / best);
-    connector.stop().await;
 }

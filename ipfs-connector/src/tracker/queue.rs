@@ -36,8 +36,9 @@ const LOOK_UPS: usize = 16;
 pub(super) const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
 /// For the question whether a node that answered nonsense is well otherwise.
 const WELL_DEADLINE: Duration = Duration::from_secs(5);
-/// Claims that go into one write.
+/// Claims that go into one write, and writes of claims that wait at a time.
 const CLAIMS: usize = 128;
+const CLAIM_WRITES: usize = 16;
 /// Ready items below which the next batch is read; for pins at least twice the slots.
 const LOW_WATER: usize = 64;
 /// Items in hand at most; more would only hide how long the queue is.
@@ -325,7 +326,7 @@ impl Feeder {
     }
 }
 
-/// Whose is it? Asked for what was never claimed; then one write for all claims, and the items are ready.
+/// Whose is it? Asked for what was never claimed; then the claims are written, and the items are ready.
 async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::error::Result<()> {
     let (claimed, unclaimed): (Vec<Item>, Vec<Item>) =
         items.into_iter().partition(|item| item.ownership == Ownership::Claimed);
@@ -336,41 +337,47 @@ async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::erro
         shared.absences.expect(shared);
     }
     let rebuilt_index = shared.store.rebuilt_index();
-    let mut found = futures::stream::iter(unclaimed)
+    // Look-ups go on while claims are written: the writer lets several wait for each other.
+    futures::stream::iter(unclaimed)
         .map(|item| async move {
             let outcome = look_up(shared, &item, rebuilt_index).await;
             (item, outcome)
         })
         .buffer_unordered(LOOK_UPS)
-        .ready_chunks(CLAIMS);
-    while let Some(chunk) = found.next().await {
-        let rules = shared.store.rules();
-        let (mut claims, mut settlements) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
-        for (item, outcome) in chunk {
-            let Some(outcome) = outcome else {
-                // The node is away: the row stays as it is, and the health probe says when to go on.
-                shared.board.finish(&item.cid);
-                continue;
-            };
-            let is_claim = matches!(outcome, Outcome::Claim(_));
-            let after = operation::after(&item, outcome, &rules, rand::random());
-            let settle = if is_claim { Settlement::claim } else { Settlement::of };
-            settlements.push(settle(&item, after.clone()));
-            claims.push((after, is_claim));
-        }
-        let written = shared.store.settle(settlements).await;
-        let done = written.as_deref().unwrap_or_default();
-        for (place, (item, is_claim)) in claims.into_iter().enumerate() {
-            if is_claim && done.get(place) == Some(&true) {
-                shared.board.make_ready(shelf, item);
-            } else {
-                shared.board.finish(&item.cid);
-            }
-        }
-        written?;
-        shared.ready[index(Line::Pins)].notify_one();
+        .ready_chunks(CLAIMS)
+        .map(|chunk| claim(shared, shelf, chunk))
+        .buffer_unordered(CLAIM_WRITES)
+        .fold(Ok(()), |before, written| std::future::ready(before.and(written)))
+        .await
+}
+
+/// One write for what was looked up together.
+async fn claim(shared: &Shared, shelf: Shelf, found: Vec<(Item, Option<Outcome>)>) -> crate::error::Result<()> {
+    let rules = shared.store.rules();
+    let (mut claims, mut settlements) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
+    for (item, outcome) in found {
+        let Some(outcome) = outcome else {
+            // The node is away: the row stays as it is, and the health probe says when to go on.
+            shared.board.finish(&item.cid);
+            continue;
+        };
+        let is_claim = matches!(outcome, Outcome::Claim(_));
+        let after = operation::after(&item, outcome, &rules, rand::random());
+        let settle = if is_claim { Settlement::claim } else { Settlement::of };
+        settlements.push(settle(&item, after.clone()));
+        claims.push((after, is_claim));
     }
-    Ok(())
+    let written = shared.store.settle(settlements).await;
+    let done = written.as_deref().unwrap_or_default();
+    for (place, (item, is_claim)) in claims.into_iter().enumerate() {
+        if is_claim && done.get(place) == Some(&true) {
+            shared.board.make_ready(shelf, item);
+        } else {
+            shared.board.finish(&item.cid);
+        }
+    }
+    shared.ready[index(Line::Pins)].notify_one();
+    written.map(drop)
 }
 
 /// `None`: the node is away.
