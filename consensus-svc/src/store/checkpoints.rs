@@ -128,12 +128,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::sqlite::{Sync, open_writer};
+    use crate::store::sqlite::{STATE_CACHE_KIB, Sync, open_writer};
 
     const MOST: u64 = 64;
 
     async fn database(path: &Path) -> SqliteConnection {
-        let mut connection = open_writer(path, Sync::Checkpoint, super::sqlite::STATE_CACHE_KIB).await.unwrap();
+        let mut connection = open_writer(path, Sync::Checkpoint, STATE_CACHE_KIB).await.unwrap();
         sqlx::raw_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)").execute(&mut connection).await.unwrap();
         connection
     }

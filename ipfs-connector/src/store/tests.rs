@@ -80,11 +80,15 @@ async fn stale_completion_is_ignored() {
     assert_eq!((touched[0].revision, touched[0].todo), (2, Todo::Pin));
     let pinned = operation::after(&before, Outcome::Pinned, &store.rules(), 0.5);
     assert_eq!(store.settle(vec![Settlement::of(&before, pinned)]).await.unwrap(), [false]);
-    assert_eq!(only(&store, b"a").await.unwrap().status, TrackerStatus::PinQueued);
+    let claimed = operation::after(&before, Outcome::Claim(Ownership::Claimed), &store.rules(), 0.5);
+    assert_eq!(store.settle(vec![Settlement::claim(&before, claimed)]).await.unwrap(), [false]);
+    let item = only(&store, b"a").await.unwrap();
+    assert_eq!((item.status, item.ownership), (TrackerStatus::PinQueued, Ownership::Unknown));
 
     let before = only(&store, b"a").await.unwrap();
     let claimed = operation::after(&before, Outcome::Claim(Ownership::Claimed), &store.rules(), 0.5);
-    assert_eq!(store.settle(vec![Settlement::of(&before, claimed.clone())]).await.unwrap(), [true]);
+    assert_eq!(store.settle(vec![Settlement::claim(&before, claimed.clone())]).await.unwrap(), [true]);
+    assert_eq!(only(&store, b"a").await.unwrap(), claimed);
     let pinned = operation::after(&claimed, Outcome::Pinned, &store.rules(), 0.5);
     assert_eq!(store.settle(vec![Settlement::of(&claimed, pinned)]).await.unwrap(), [true]);
     let item = only(&store, b"a").await.unwrap();
