@@ -171,6 +171,21 @@ pub fn request(number: u64) -> types::PinRequest {
     PinRequest::new(cid).into()
 }
 
+/// Pins all of them in one call; each must be accepted.
+pub async fn pin_all(
+    client: &mut api::pins_client::PinsClient<Channel>,
+    requests: Vec<types::PinRequest>,
+) -> Result<(), Failed> {
+    let reply = client.pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await?.into_inner();
+    let is_pin = |result: &api::pin_many_reply::Result| {
+        matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_)))
+    };
+    match reply.results.iter().find(|result| !is_pin(result)) {
+        Some(refused) => Err(format!("a pin was not accepted: {refused:?}").into()),
+        None => Ok(()),
+    }
+}
+
 pub async fn grpc(
     report: &mut Report,
     authority: &str,

@@ -12,12 +12,12 @@ use ctl::local::cluster::{Cluster, Ipfs};
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::connector::StatusAllCall;
 use pinfold_proto::connector::tracker_client::TrackerClient;
-use pinfold_proto::{api, types};
 use serde_json::json;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::load::{Http, closed_loop};
-use crate::ours::{pins_client, request, start_on};
+use crate::ours::{pin_all, pins_client, request, start_on};
 use crate::report::Report;
 use crate::rest::{Failed, fresh_cid};
 use crate::status::{count, tracker};
@@ -27,6 +27,7 @@ const AT_A_TIME: [usize; 4] = [8, 16, 32, 64];
 const ALONE: Duration = Duration::from_secs(6);
 const BATCH: u64 = 100;
 const POLL: Duration = Duration::from_millis(200);
+/// For all of them through the peer.
 const PATIENCE: Duration = Duration::from_secs(1800);
 const GOAL: f64 = 0.9;
 
@@ -61,7 +62,8 @@ async fn beside(report: &mut Report, cluster: &Cluster, items: u64) -> Result<()
             (best, best_at) = (rate, at_a_time);
         }
     }
-    let ours = through_the_peer(cluster, items).await?;
+    let late = |_| format!("not all {items} items were pinned in {PATIENCE:?}");
+    let ours = timeout(PATIENCE, through_the_peer(cluster, items)).await.map_err(late)??;
     report.figure("pin.kubo", "through the peer, from the first request to the last item pinned", ours, "/s");
     let after = alone(&daemon, best_at, &counter).await?;
     report.figure("pin.kubo.alone.after", &format!("`pin/add` alone once more, {best_at} at a time"), after, "/s");
@@ -100,14 +102,7 @@ async fn through_the_peer(cluster: &Cluster, items: u64) -> Result<f64, Failed> 
     let started = Instant::now();
     let mut client = pins_client(&cluster.peers[0].api)?;
     for first in (0..items).step_by(usize::try_from(BATCH)?) {
-        let requests: Vec<types::PinRequest> = (first..items.min(first + BATCH)).map(request).collect();
-        let results =
-            client.pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await?.into_inner().results;
-        let refused =
-            results.iter().find(|result| !matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_))));
-        if let Some(refused) = refused {
-            return Err(format!("not accepted: {refused:?}").into());
-        }
+        pin_all(&mut client, (first..items.min(first + BATCH)).map(request).collect()).await?;
     }
     let mut tracker = tracker(cluster, 0);
     // Reads on from where it was, so that it looks at each row about once.
@@ -117,9 +112,6 @@ async fn through_the_peer(cluster: &Cluster, items: u64) -> Result<f64, Failed> 
             Some(cid) => place = cid,
             None if place.is_empty() => break,
             None => place.clear(),
-        }
-        if started.elapsed() > PATIENCE {
-            return Err(format!("not all {items} items were pinned in {PATIENCE:?}").into());
         }
         tokio::time::sleep(POLL).await;
     }

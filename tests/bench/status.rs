@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::machine::{forget_peak, peak_bytes, resident_bytes};
-use crate::ours::{cluster_client, pins_client, request, start_with};
+use crate::ours::{cluster_client, pin_all, pins_client, request, start_with};
 use crate::report::Report;
 use crate::rest::Failed;
 use crate::state::import;
@@ -222,13 +222,7 @@ async fn behind_dead_ones(report: &mut Report, cluster: &Cluster) -> Result<(), 
     for first in (LOST..LOST + DEAD).step_by(100) {
         let requests: Vec<types::PinRequest> =
             (first..first + 100).map(|number| everywhere(PinRequest::new(nobodys(number)).into())).collect();
-        let reply = client.pin_many(api::PinManyRequest { requests, request_key: Vec::new() }).await?.into_inner();
-        let is_pin = |result: &api::pin_many_reply::Result| {
-            matches!(result.result, Some(api::pin_many_reply::result::Result::Pin(_)))
-        };
-        if !reply.results.iter().all(is_pin) {
-            return Err("a pin of a CID that nobody has was not accepted".into());
-        }
+        pin_all(&mut client, requests).await?;
     }
     let good = everywhere(request(1 << 41));
     let cid = good.cid.clone();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use pinfold_common::pin::PinMode;
 use pinfold_common::status::TrackerStatus;
 use pinfold_proto::types::Reason;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::QueryScalar;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use super::{Lane, Settlement, failed};
@@ -337,6 +338,32 @@ pub(super) async fn upsert(connection: &mut SqliteConnection, statements: &State
     Ok(())
 }
 
+type Settling<'q> = QueryScalar<'q, Sqlite, i64, SqliteArguments>;
+
+/// Runs a statement about rows that stand as the settlements say; `bind` adds what it writes. Gives the rows that did.
+async fn where_standing(
+    connection: &mut SqliteConnection,
+    texts: &[Arc<str>; LENGTHS.len()],
+    settlements: &[&Settlement],
+    doing: &'static str,
+    bind: for<'q> fn(Settling<'q>, &'q Item) -> Settling<'q>,
+) -> Result<Vec<i64>> {
+    let mut settled = Vec::with_capacity(settlements.len());
+    for (index, piece) in pieces(settlements) {
+        let mut query = sqlx::query_scalar::<_, i64>(sql(&texts[index]));
+        for settlement in piece {
+            query = query
+                .bind(settlement.item.id)
+                .bind(settlement.revision as i64)
+                .bind(i64::from(settlement.status.bit()))
+                .bind(settlement.todo.number());
+            query = bind(query, &settlement.item);
+        }
+        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed(doing))?);
+    }
+    Ok(settled)
+}
+
 /// Writes what an attempt may change, where the row stands as the settlement says. Gives the rows it wrote.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
@@ -345,44 +372,27 @@ pub(super) async fn settle(
 ) -> Result<Vec<i64>> {
     let (claims, others): (Vec<&Settlement>, Vec<&Settlement>) =
         settlements.iter().partition(|settlement| settlement.is_claim);
-    let mut settled = Vec::with_capacity(settlements.len());
-    for (index, piece) in pieces(&claims) {
-        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.claim[index]));
-        for settlement in piece {
-            query = query
-                .bind(settlement.item.id)
-                .bind(settlement.revision as i64)
-                .bind(i64::from(settlement.status.bit()))
-                .bind(settlement.todo.number())
-                .bind(settlement.item.ownership.number());
-        }
-        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("claim rows"))?);
-    }
-    for (index, piece) in pieces(&others) {
-        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.settle[index]));
-        for settlement in piece {
-            let item = &settlement.item;
-            query = query
-                .bind(item.id)
-                .bind(settlement.revision as i64)
-                .bind(i64::from(settlement.status.bit()))
-                .bind(settlement.todo.number())
-                .bind(i64::from(item.status.bit()))
-                .bind(item.todo.number())
-                .bind(item.ownership.number())
-                .bind(item.hold.number())
-                .bind(Lane::of(item).number())
-                .bind(item.next_try_ms)
-                .bind(i64::from(item.attempts))
-                .bind(i64::from(item.reason as i32))
-                .bind(item.error.as_str())
-                .bind(item.changed_ms)
-                .bind(item.fetched.blocks as i64)
-                .bind(item.fetched.bytes as i64)
-                .bind(item.fetched.last_block_ms);
-        }
-        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("settle rows"))?);
-    }
+    let mut settled = where_standing(connection, &statements.claim, &claims, "claim rows", |query, item| {
+        query.bind(item.ownership.number())
+    })
+    .await?;
+    let others = where_standing(connection, &statements.settle, &others, "settle rows", |query, item| {
+        query
+            .bind(i64::from(item.status.bit()))
+            .bind(item.todo.number())
+            .bind(item.ownership.number())
+            .bind(item.hold.number())
+            .bind(Lane::of(item).number())
+            .bind(item.next_try_ms)
+            .bind(i64::from(item.attempts))
+            .bind(i64::from(item.reason as i32))
+            .bind(item.error.as_str())
+            .bind(item.changed_ms)
+            .bind(item.fetched.blocks as i64)
+            .bind(item.fetched.bytes as i64)
+            .bind(item.fetched.last_block_ms)
+    });
+    settled.extend(others.await?);
     Ok(settled)
 }
 
@@ -392,19 +402,7 @@ pub(super) async fn settle_away(
     statements: &Statements,
     settlements: &[&Settlement],
 ) -> Result<Vec<i64>> {
-    let mut settled = Vec::with_capacity(settlements.len());
-    for (index, piece) in pieces(settlements) {
-        let mut query = sqlx::query_scalar::<_, i64>(sql(&statements.delete[index]));
-        for settlement in piece {
-            query = query
-                .bind(settlement.item.id)
-                .bind(settlement.revision as i64)
-                .bind(i64::from(settlement.status.bit()))
-                .bind(settlement.todo.number());
-        }
-        settled.extend(query.fetch_all(&mut *connection).await.map_err(failed("delete rows"))?);
-    }
-    Ok(settled)
+    where_standing(connection, &statements.delete, settlements, "delete rows", |query, _| query).await
 }
 
 pub(super) async fn delete(connection: &mut SqliteConnection, statements: &Statements, ids: &[i64]) -> Result<()> {

@@ -244,11 +244,11 @@ struct Feeder {
 impl Feeder {
     /// One batch for each lane that runs low.
     async fn fill(&mut self, shared: &Shared) -> crate::error::Result<()> {
-        if Instant::now() >= self.rescan_at {
-            let is_through = lanes(self.line).iter().zip(self.exhausted).all(|(_, exhausted)| exhausted);
+        let now = Instant::now();
+        let is_rescan = now >= self.rescan_at;
+        if is_rescan {
             self.places = [START; LANES];
             self.exhausted = [false; LANES];
-            self.rescan_at = Instant::now() + if is_through { RESCAN } else { LONG_RESCAN };
         }
         for (slot, lane) in lanes(self.line).iter().enumerate() {
             if self.exhausted[slot]
@@ -265,6 +265,10 @@ impl Feeder {
             }
             let taken = shared.board.take(self.line, items);
             self.make_ready(shared, Shelf::of(*lane), taken).await?;
+        }
+        if is_rescan {
+            let is_through = self.exhausted[..lanes(self.line).len()].iter().all(|exhausted| *exhausted);
+            self.rescan_at = now + if is_through { RESCAN } else { LONG_RESCAN };
         }
         if self.line == Line::Pins {
             self.fill_newest(shared).await?;
@@ -347,6 +351,7 @@ async fn prepare(shared: &Shared, shelf: Shelf, items: Vec<Item>) -> crate::erro
         .ready_chunks(CLAIMS)
         .map(|chunk| claim(shared, shelf, chunk))
         .buffer_unordered(CLAIM_WRITES)
+        // All of them come to their end, whatever becomes of one.
         .fold(Ok(()), |before, written| std::future::ready(before.and(written)))
         .await
 }
