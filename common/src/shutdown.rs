@@ -34,8 +34,10 @@ impl Shutdown {
     }
 
     /// Runs `work` until it ends or the stop comes: `None` then.
-    pub async fn race<F: Future>(&self, work: F) -> Option<F::Output> {
-        self.0.run_until_cancelled(work).await
+    pub fn race<'a, F: Future + 'a>(&'a self, work: F) -> impl Future<Output = Option<F::Output>> + use<'a, F> {
+        // In the caller's future it would have its place three times over.
+        let work = Box::pin(work);
+        async move { self.0.run_until_cancelled(work).await }
     }
 
     /// SIGINT, SIGTERM or SIGHUP asks to stop; the second one warns, the third ends the process with code 1 (beh:B5.1).

@@ -36,6 +36,8 @@ const TLS_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long requests may take to end after the stop was asked for.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
+/// A head mostly fits; a buffer that does not suffice grows.
+const FIRST_READ_BYTES: usize = 1024;
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HTTP2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_MAX_STREAMS: u32 = 1024;
@@ -118,9 +120,10 @@ async fn serve_socket<H: Handler>(
         tracing::debug!(%error, %client, "set TCP_NODELAY");
     }
     match tls {
-        None => serve_stream(socket, client, limits, handler, shutdown).await,
+        // Each in a place of its own, or both would be kept for every client.
+        None => Box::pin(serve_stream(socket, client, limits, handler, shutdown)).await,
         Some(acceptor) => match timeout(TLS_HANDSHAKE_DEADLINE, acceptor.accept(socket)).await {
-            Ok(Ok(stream)) => serve_stream(stream, client, limits, handler, shutdown).await,
+            Ok(Ok(stream)) => Box::pin(serve_stream(stream, client, limits, handler, shutdown)).await,
             Ok(Err(error)) => tracing::debug!(%error, %client, "TLS handshake"),
             Err(_) => tracing::debug!(%client, "TLS handshake: no end within its deadline"),
         },
@@ -138,7 +141,8 @@ where
     let stand_in = StandIn::default();
     let placed = (!is_http2).then(|| stand_in.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (answer, placed) = (handler.clone().handle(request, client), placed.clone());
+        // On the heap while it is answered: hyper's connection has room for one, and a quiet client would pay for it.
+        let (answer, placed) = (Box::pin(handler.clone().handle(request, client)), placed.clone());
         async move {
             let mut answer = answer.await;
             if let Some(placed) = placed {
@@ -197,7 +201,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, 
 
 /// The first bytes, and whether they are the preface of HTTP/2. `None` when the client left before saying anything.
 async fn read_preface<S: AsyncRead + Unpin>(socket: &mut S) -> Option<(BytesMut, bool)> {
-    let mut received = BytesMut::with_capacity(8 * 1024);
+    let mut received = BytesMut::with_capacity(FIRST_READ_BYTES);
     loop {
         if socket.read_buf(&mut received).await.ok()? == 0 {
             return None;
