@@ -229,22 +229,48 @@ async fn upserts(report: &mut Report, folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The same on a file system in memory: whether the disk is what one waits for.
+/// The same on a file system in memory: whether the disk is what one waits for, once the write-ahead logs have their size.
+/// Those of a new peer grow first, and to sync a file that has grown takes the file system's journal too.
 async fn memory(report: &mut Report, folder: &Path, time: Duration, counter: &Arc<AtomicU64>) -> Result<(), Failed> {
-    report.section(&format!("One peer, 64 clients: on this disk and in memory, {ROUNDS} rounds in turn"));
+    report.section(&format!("One peer on this disk, another in memory, {ROUNDS} rounds in turn"));
     let folders = [tempfile::tempdir_in(folder)?, tempfile::tempdir_in(MEMORY)?];
-    let mut rounds = [Vec::new(), Vec::new()];
-    for round in 0..ROUNDS {
-        for (rounds, folder) in rounds.iter_mut().zip(&folders) {
-            let rooms = Rooms::start(&folder.path().join(round.to_string()), 1).await;
-            rounds.push(singles(rooms.leader(), 64, time, counter).await);
-            rooms.stop().await?;
-        }
+    let mut peers = Vec::new();
+    for folder in &folders {
+        let rooms = Rooms::start(folder.path(), 1).await;
+        batches(rooms.leader(), BATCH_CLIENTS, time, counter).await;
+        peers.push(rooms);
     }
-    let [disk, memory] = rounds;
-    let (disk, _) = figure(report, "memory.disk", "on the disk, pins", disk, 1);
-    let (memory, _) = figure(report, "memory.memory", "in memory, pins", memory, 1);
-    let share = disk / memory.max(1.0);
-    report.goal("T5: the disk gives 0.85 x of memory", share >= 0.85, &format!("{share:.2}"));
+    for clients in CLIENTS.into_iter().filter(|clients| *clients >= 64) {
+        let mut rounds = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            for (rounds, rooms) in rounds.iter_mut().zip(&peers) {
+                rounds.push(singles(rooms.leader(), clients, time, counter).await);
+            }
+        }
+        let [disk, memory] = rounds;
+        let (disk, _) = figure(
+            report,
+            &format!("memory.disk.{clients}"),
+            &format!("{clients} clients, on the disk, pins"),
+            disk,
+            1,
+        );
+        let (memory, _) = figure(
+            report,
+            &format!("memory.memory.{clients}"),
+            &format!("{clients} clients, in memory, pins"),
+            memory,
+            1,
+        );
+        let share = disk / memory.max(1.0);
+        report.goal(
+            &format!("T5: {clients} clients: the disk gives 0.85 x of memory"),
+            share >= 0.85,
+            &format!("{share:.2}"),
+        );
+    }
+    for rooms in peers {
+        rooms.stop().await?;
+    }
     Ok(())
 }

@@ -17,8 +17,9 @@ use crate::core::{Core, Leader};
 const MAX_BATCH_ITEMS: usize = 256;
 const MAX_BATCH_BYTES: usize = 256 << 10;
 /// While batches are on the way, the next one waits for more items: larger entries cost less than more of them. But some
-/// have to be decided and logged while those before them are applied: so many batches at most, and so many items.
-const FLIGHTS: [(usize, usize); 3] = [(1, 1), (4, 64), (12, MAX_BATCH_ITEMS)];
+/// have to be decided and logged while those before them are applied: so many batches at most, and so many items. With one
+/// alone a few dozen clients would wait in step, for the disk and then for the processor.
+const FLIGHTS: [(usize, usize); 4] = [(1, 1), (2, 16), (4, 64), (12, MAX_BATCH_ITEMS)];
 /// Requests looked at for one batch; those behind them wait for the next.
 const MAX_WAITING: usize = 4096;
 

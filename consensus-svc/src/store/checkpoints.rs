@@ -13,13 +13,13 @@ use super::sqlite::open_mover;
 /// Pages of 4 KiB in the write-ahead log before they are moved. Those of the log are written once or twice.
 pub const LOG_PAGES: u64 = 4096;
 /// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
-/// is moved once.
-pub const STATE_PAGES: u64 = 12_288;
+/// is moved once. What is moved holds up the log on the same disk, for 25 ms each time.
+pub const STATE_PAGES: u64 = 32_768;
 const PAGE_BYTES: usize = 4096;
 /// So many times the usual may wait while they are moved beside the writer, which waits then.
-const AT_MOST: u64 = 4;
+const AT_MOST: u64 = 2;
 /// What is left of the usual is moved by the writer itself: only with nothing left does the write-ahead log begin anew.
-const SMALL_SHARE: u64 = 8;
+const SMALL_SHARE: u64 = 32;
 
 /// Moves a writer's write-ahead log to its file in time.
 pub struct Checkpoints {

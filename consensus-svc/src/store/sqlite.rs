@@ -18,7 +18,7 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 /// Rows that SQLite's thread may be ahead of a reader.
 const ROW_BUFFER: usize = 1024;
 /// The write-ahead log's file is cut back to this after a checkpoint: what a busy one has while it is moved fits.
-const WAL_KEEP_BYTES: u64 = 128 << 20;
+const WAL_KEEP_BYTES: u64 = 256 << 20;
 /// What is not in them is in the kernel's page cache, a microsecond away. The state is written all over the place, the log at
 /// its ends.
 pub const STATE_CACHE_KIB: i32 = 4 << 10;
