@@ -3,7 +3,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::store::error::{Error, Result};
 
@@ -11,6 +13,9 @@ const CURRENT: &str = "CURRENT";
 /// Before the first snapshot is installed.
 pub const FIRST: &str = "state.db";
 const SNAPSHOTS: &str = "snapshots";
+/// For a connection's thread to end.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
+const CLOSE_PAUSE: Duration = Duration::from_millis(2);
 /// SQLite's companions of a database file.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -92,6 +97,7 @@ pub fn adopt(folder: &Path, old: &Path, received: &Path) -> Result<PathBuf> {
 pub fn replace(folder: &Path, file: Option<&Path>) -> Result<PathBuf> {
     let doing = "replace a damaged state";
     let old = current(folder)?;
+    wait_until_closed(&old)?;
     let received = match file {
         None => None,
         Some(file) => {
@@ -120,6 +126,32 @@ pub fn replace(folder: &Path, file: Option<&Path>) -> Result<PathBuf> {
     }
     sync_folder(folder).map_err(Error::io(doing))?;
     Ok(kept)
+}
+
+/// Waits until this process has nothing of a database open. A connection that is dropped, as one is that could not be opened,
+/// is closed by its thread a moment later, and the last one to be closed removes the write-ahead log by its name: it would
+/// take one that it finds in the old one's place.
+fn wait_until_closed(database: &Path) -> Result<()> {
+    let doing = "wait for a damaged state to be closed";
+    let Some((folder, name)) = database.parent().zip(database.file_name()) else { return Ok(()) };
+    let path = folder.canonicalize().map_err(Error::io(doing))?.join(name);
+    let names =
+        [""].into_iter().chain(COMPANIONS).map(|suffix| [path.as_os_str().as_bytes(), suffix.as_bytes()].concat());
+    let names: Vec<Vec<u8>> = names.collect();
+    let deadline = Instant::now() + CLOSE_DEADLINE;
+    while Instant::now() < deadline {
+        let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Ok(()) };
+        let is_ours = |target: &Path| {
+            let target = target.as_os_str().as_bytes();
+            let target = target.strip_suffix(b" (deleted)").unwrap_or(target);
+            names.iter().any(|name| name == target)
+        };
+        if !descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| is_ours(&target)) {
+            return Ok(());
+        }
+        std::thread::sleep(CLOSE_PAUSE);
+    }
+    Err(Error::Refused(format!("{}: something in this process does not close it", path.display())))
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
@@ -154,6 +186,7 @@ pub fn sync_wal(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::{STATE_CACHE_KIB, Sync, open_writer};
 
     /// Goal: whatever moment a crash hits, exactly one whole state is found, and nothing else stays.
     #[test]
@@ -180,5 +213,25 @@ mod tests {
         assert!(current(folder).is_err(), "a pointer to nothing is not taken for a new peer");
         fs::write(folder.join("CURRENT"), "../../etc/passwd").unwrap();
         assert!(current(folder).is_err());
+    }
+
+    /// Goal: the place of a state is free only when the last connection to the old one has removed what it removes.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_open_is_not_replaced() {
+        let temporary = tempfile::TempDir::new().unwrap();
+        let folder = temporary.path().to_owned();
+        let mut connection = open_writer(&folder.join(FIRST), Sync::Checkpoint, STATE_CACHE_KIB).await.unwrap();
+        sqlx::raw_sql("CREATE TABLE t (v)").execute(&mut connection).await.unwrap();
+        let replacing = tokio::task::spawn_blocking({
+            let folder = folder.clone();
+            move || replace(&folder, None)
+        });
+        tokio::time::sleep(20 * CLOSE_PAUSE).await;
+        assert!(!replacing.is_finished() && folder.join("state.db-wal").exists());
+        drop(connection);
+        let kept = replacing.await.unwrap().unwrap();
+        assert!(kept.join(FIRST).exists());
+        let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [kept]);
     }
 }
