@@ -16,7 +16,7 @@ pub use exchange::{Exchange, finish as finish_exchange};
 use crate::error::{Error, Result};
 
 /// Its absence means that there is no log.
-use crate::store::LOG_FILE;
+use crate::store::{LOG_FILE, sync_folder};
 
 /// The locked folder. The lock goes with the process, however it ends.
 #[derive(Debug)]
@@ -149,10 +149,6 @@ pub fn has_data(raft: &Path) -> Result<bool> {
 /// `<raft>.<suffix>`
 fn sibling(raft: &Path, suffix: &str) -> PathBuf {
     raft.with_file_name(format!("{}.{suffix}", raft.file_name().unwrap_or_default().display()))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

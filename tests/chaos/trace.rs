@@ -136,8 +136,18 @@ impl Trace {
 
     /// The points of a record that concern files below `folder`.
     pub fn points(&self, folder: &Path) -> BTreeSet<Point> {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
-        points(&text, &format!("{}/", folder.display()))
+        points(&self.text(), &format!("{}/", folder.display()), |_, _| true)
+    }
+
+    /// Those of them whose failure is somebody's business. SQLite syncs the folder when it begins a write-ahead log, by
+    /// fdatasync, and does not look at how that went; the stores sync it themselves, by fsync, before they answer anybody.
+    pub fn points_that_count(&self, folder: &Path) -> BTreeSet<Point> {
+        let counts = |call: &str, path: &Path| call != "fdatasync" || !path.is_dir();
+        points(&self.text(), &format!("{}/", folder.display()), counts)
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_else(|error| panic!("{}: {error}", self.log.display()))
     }
 }
 
@@ -156,8 +166,8 @@ impl Attached {
     }
 }
 
-fn points(record: &str, folder: &str) -> BTreeSet<Point> {
-    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+fn points(record: &str, folder: &str, counts: impl Fn(&str, &Path) -> bool) -> BTreeSet<Point> {
+    let mut calls: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     let mut points = BTreeSet::new();
     for line in record.lines() {
         let Some((thread, rest)) = line.split_once(' ') else { continue };
@@ -166,9 +176,10 @@ fn points(record: &str, folder: &str) -> BTreeSet<Point> {
         if !WRITE_LIKE.contains(&call) {
             continue;
         }
-        let nth = counts.entry((thread, call)).or_default();
+        let nth = calls.entry((thread, call)).or_default();
         *nth += 1;
-        if arguments.contains(folder) {
+        let path = arguments.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(path, _)| path);
+        if arguments.contains(folder) && counts(call, Path::new(path)) {
             points.insert(Point { call: call.to_owned(), nth: *nth });
         }
     }
@@ -185,6 +196,9 @@ mod tests {
         let record = "10 fsync(3</f/a>) = 0\n11 fsync(4</f/b> <unfinished ...>\n10 write(2</dev/null>, \"x\", 1) = 1\n\
                       11 <... fsync resumed>) = 0\n10 write(5</f/c>, \"x\", 1) = 1\n10 fsync(3</f/a>) = 0\n10 +++ exited with 0 +++\n";
         let point = |call: &str, nth| Point { call: call.to_owned(), nth };
-        assert_eq!(points(record, "/f/"), BTreeSet::from([point("fsync", 1), point("fsync", 2), point("write", 2)]));
+        let all = BTreeSet::from([point("fsync", 1), point("fsync", 2), point("write", 2)]);
+        assert_eq!(points(record, "/f/", |_, _| true), all);
+        let without_a = |_: &str, path: &Path| path != Path::new("/f/a");
+        assert_eq!(points(record, "/f/", without_a), BTreeSet::from([point("fsync", 1), point("write", 2)]));
     }
 }

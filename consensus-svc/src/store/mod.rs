@@ -33,7 +33,7 @@ pub use error::{Error, Failure, Result};
 pub use log::{Done, Log, LogStatus};
 pub use recent::Recent;
 pub use record::{LogId, Membership, Payload, Proposal, Record, Vote};
-pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Keeps, Meta, Reading, State};
+pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Keeps, Meta, Reading, State, sync_folder};
 pub use survivor::Survivor;
 
 /// The Raft log and the vote.
@@ -55,7 +55,9 @@ impl Stores {
         let failure = Failure::default();
         let log = Log::open(folder, failure.clone()).await?;
         let state = State::open(folder, failure).await?;
-        if let Err(error) = check_ends(folder, &log, &state) {
+        // SQLite syncs the folder for the write-ahead logs that it has just made, and does not look at how that went.
+        let synced = sync_folder(folder).map_err(Error::io("sync the raft folder"));
+        if let Err(error) = synced.and_then(|()| check_ends(folder, &log, &state)) {
             state.close().await;
             log.close().await;
             return Err(error);

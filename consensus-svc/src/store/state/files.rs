@@ -154,7 +154,7 @@ fn wait_until_closed(database: &Path) -> Result<()> {
     Err(Error::Refused(format!("{}: something in this process does not close it", path.display())))
 }
 
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
+pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
