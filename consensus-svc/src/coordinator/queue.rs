@@ -253,7 +253,8 @@ mod tests {
     #[test]
     fn further_batches_are_larger() {
         assert!(is_due(0, 1) && !is_due(0, 0));
-        assert!(is_due(1, 64) && is_due(3, 64) && !is_due(1, 63));
+        assert!(is_due(1, 16) && !is_due(1, 15));
+        assert!(is_due(2, 64) && is_due(3, 64) && !is_due(2, 63));
         assert!(is_due(4, MAX_BATCH_ITEMS) && is_due(11, MAX_BATCH_ITEMS) && !is_due(4, MAX_BATCH_ITEMS - 1));
         assert!(!is_due(12, usize::MAX));
     }

@@ -171,13 +171,16 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Forces the write-ahead log of `path` to disk. Opening that file, unlike the database itself, drops no lock of
+/// Forces the write-ahead log of `path` to disk, and that there is one. Opening that file, unlike the database itself, drops no lock of
 /// SQLite's: it keeps none there.
 pub fn sync_wal(path: &Path) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     match File::open(&name) {
-        Ok(file) => file.sync_all().map_err(Error::io("sync the write-ahead log of the state")),
+        Ok(file) => {
+            let synced = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_folder));
+            synced.map_err(Error::io("sync the write-ahead log of the state"))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("open the write-ahead log of the state")(error)),
     }
