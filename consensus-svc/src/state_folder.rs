@@ -16,7 +16,8 @@ pub use exchange::{Exchange, finish as finish_exchange};
 use crate::error::{Error, Result};
 
 /// Its absence means that there is no log.
-use crate::store::{LOG_FILE, sync_folder};
+use crate::store::LOG_FILE;
+use crate::store::sync_folder;
 
 /// The locked folder. The lock goes with the process, however it ends.
 #[derive(Debug)]

@@ -171,8 +171,8 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Forces the write-ahead log of `path` to disk, and that there is one. Opening that file, unlike the database itself, drops no lock of
-/// SQLite's: it keeps none there.
+/// Forces the write-ahead log of `path` to disk, and that there is one. Opening that file, unlike the database itself,
+/// drops no lock of SQLite's: it keeps none there.
 pub fn sync_wal(path: &Path) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
