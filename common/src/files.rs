@@ -32,13 +32,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
         let _ = std::fs::remove_file(&temporary); // the write's own error is the one to report
         return Err(error);
     }
+    sync_folder(folder)
+}
+
+/// Forces to disk which files `folder` has.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
 /// Writes a file that must not exist yet, and syncs it and its folder.
 pub fn write_once(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     write_new(path, bytes, mode)?;
-    File::open(parent(path))?.sync_all()
+    sync_folder(parent(path))
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pinfold_common::Code;
-use pinfold_common::files::{PRIVATE, write_atomically};
+use pinfold_common::files::{PRIVATE, sync_folder, write_atomically};
 use pinfold_common::member::{MEMBER_FILE, Member, RemovedMarker};
 
 pub use exchange::{Exchange, finish as finish_exchange};
@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 
 /// Its absence means that there is no log.
 use crate::store::LOG_FILE;
-use crate::store::sync_folder;
 
 /// The locked folder. The lock goes with the process, however it ends.
 #[derive(Debug)]

@@ -7,12 +7,11 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use pinfold_common::files::{PRIVATE, lock_folder, read_small, write_atomically};
+use pinfold_common::files::{PRIVATE, lock_folder, read_small, sync_folder, write_atomically};
 use pinfold_common::member::{self, Member};
 
 use super::{set_aside, sibling};
 use crate::error::{Error, Result};
-use crate::store::sync_folder;
 
 const READY: &str = "READY";
 const MAX_READY_BYTES: u64 = 64 * 1024;

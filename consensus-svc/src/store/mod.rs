@@ -28,12 +28,14 @@ mod wal;
 
 use std::path::{Path, PathBuf};
 
+use pinfold_common::files::sync_folder;
+
 pub use build::{Build, Seed};
 pub use error::{Error, Failure, Result};
 pub use log::{Done, Log, LogStatus};
 pub use recent::Recent;
 pub use record::{LogId, Membership, Payload, Proposal, Record, Vote};
-pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Keeps, Meta, Reading, State, sync_folder};
+pub use state::{Chunk, Copy, Digest, Facts, Holding, Incoming, Keeps, Meta, Reading, State};
 pub use survivor::Survivor;
 
 /// The Raft log and the vote.

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pinfold_common::files::sync_folder;
+
 use crate::store::error::{Error, Result};
 
 const CURRENT: &str = "CURRENT";
@@ -152,10 +154,6 @@ fn wait_until_closed(database: &Path) -> Result<()> {
         std::thread::sleep(CLOSE_PAUSE);
     }
     Err(Error::Refused(format!("{}: something in this process does not close it", path.display())))
-}
-
-pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 /// Removes a database that nothing has open.

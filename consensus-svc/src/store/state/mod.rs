@@ -40,7 +40,7 @@ use super::record::{LogId, Membership, Record};
 use super::sqlite::{self, Many, Sync};
 use crate::pinset::{Outcome, PeerTable, View};
 pub use copy::{Copy, Incoming, Keeps, Reading};
-pub use files::{FIRST as FIRST_FILE, replace, sync_folder};
+pub use files::{FIRST as FIRST_FILE, replace};
 pub use fill::Fill;
 pub use read::{Chunk, Digest, Holding};
 use rows::{Rows, Scope, Statements};
