@@ -1,14 +1,20 @@
 //! When the write-ahead log of a file is moved to it. SQLite would do it within a commit, and keep an error of the disk to
 //! itself; here it happens between transactions, and an error of it is final as that of a commit is.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::error::{Error, Failure, Result};
-use super::sqlite::open_mover;
+use super::sqlite::{open_mover, wal_of};
 
 /// Pages of 4 KiB in the write-ahead log before they are moved. Those of the log are written once or twice.
 pub const LOG_PAGES: u64 = 4096;
@@ -19,7 +25,11 @@ const PAGE_BYTES: usize = 4096;
 /// So many times the usual may wait while they are moved beside the writer, which waits then.
 const AT_MOST: u64 = 2;
 /// What is left of the usual is moved by the writer itself: only with nothing left does the write-ahead log begin anew.
-const SMALL_SHARE: u64 = 32;
+const SMALL_SHARE: u64 = 256;
+/// The disk gets what is written beside it in small portions, by pages as estimated and by time: whoever syncs another
+/// file meanwhile, as the log does, waits for no more than one of them.
+const SYNC_PAGES: u64 = 1024;
+const SYNC_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Moves a writer's write-ahead log to its file in time.
 pub struct Checkpoints {
@@ -34,7 +44,13 @@ pub struct Checkpoints {
 struct Beside {
     path: PathBuf,
     failure: Failure,
+    /// The database, to sync what was moved to it, which SQLite does with the last page only. Closing it drops SQLite's
+    /// locks: it stays open as long as the writer's connection.
+    file: Arc<File>,
     running: Option<JoinHandle<Result<u64>>>,
+    /// Pages of the write-ahead log that were not given to the disk, estimated.
+    unsynced: u64,
+    syncing: Option<JoinHandle<()>>,
 }
 
 impl Checkpoints {
@@ -43,10 +59,12 @@ impl Checkpoints {
         Checkpoints { pages: most, most, beside: None }
     }
 
-    /// Beside the writer of `path`, as long as that keeps up with it.
-    pub fn beside(path: &Path, failure: &Failure, most: u64) -> Checkpoints {
-        let beside = Beside { path: path.to_owned(), failure: failure.clone(), running: None };
-        Checkpoints { pages: most, most, beside: Some(beside) }
+    /// Beside the writer of `path`, as long as that keeps up with it. To be dropped after the writer's connection.
+    pub fn beside(path: &Path, failure: &Failure, most: u64) -> Result<Checkpoints> {
+        let file = File::open(path).map(Arc::new).map_err(Error::io("open a database to sync it"))?;
+        let (path, failure) = (path.to_owned(), failure.clone());
+        let beside = Beside { path, failure, file, running: None, unsynced: 0, syncing: None };
+        Ok(Checkpoints { pages: most, most, beside: Some(beside) })
     }
 
     /// How much was written is not known.
@@ -58,11 +76,18 @@ impl Checkpoints {
     pub fn wrote(&mut self, rows: usize, bytes: usize) {
         /// A leaf of the table and one of each of two indexes.
         const PAGES_OF_A_ROW: usize = 3;
-        self.pages = self.pages.saturating_add((rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64);
+        let pages = (rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64;
+        self.pages = self.pages.saturating_add(pages);
+        if let Some(beside) = &mut self.beside {
+            beside.unsynced = beside.unsynced.saturating_add(pages);
+        }
     }
 
     /// Outside of a transaction of `connection`, the writer's.
     pub async fn keep_up(&mut self, connection: &mut SqliteConnection) -> Result<()> {
+        if let Some(beside) = &mut self.beside {
+            beside.sync_in_time();
+        }
         if self.is_moving() && self.pages < AT_MOST * self.most {
             return Ok(());
         }
@@ -76,8 +101,9 @@ impl Checkpoints {
             // Once more, as long as what comes meanwhile gets less.
             Some(beside) if self.pages >= enough && moved.is_none_or(|before| self.pages < before / 2) => {
                 let (path, failure, pages) = (beside.path.clone(), beside.failure.clone(), self.pages);
+                let file = beside.file.clone();
                 beside.running = Some(tokio::spawn(async move {
-                    let moved = move_all(&path).await.map_err(|error| error.in_file(&path));
+                    let moved = move_all(&path, &file).await.map_err(|error| error.in_file(&path));
                     // The writer may have nothing to write for long.
                     moved.inspect_err(|error| failure.set(error)).map(|()| pages)
                 }));
@@ -101,11 +127,54 @@ impl Checkpoints {
     }
 }
 
-async fn move_all(path: &Path) -> Result<()> {
+impl Beside {
+    /// Gives the write-ahead log to the disk when enough of it waits, one portion at a time.
+    fn sync_in_time(&mut self) {
+        let is_syncing = self.syncing.as_ref().is_some_and(|syncing| !syncing.is_finished());
+        if self.unsynced < SYNC_PAGES || is_syncing {
+            return;
+        }
+        self.unsynced = 0;
+        let (path, failure) = (self.path.clone(), self.failure.clone());
+        self.syncing = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = sync_wal(&path) {
+                failure.set(&error.in_file(&path));
+            }
+        }));
+    }
+}
+
+/// Opening it, unlike the database itself, drops no lock of SQLite's: it keeps none there.
+fn sync_wal(path: &Path) -> Result<()> {
+    let doing = "sync a write-ahead log";
+    match File::open(wal_of(path)) {
+        Ok(file) => file.sync_data().map_err(Error::io(doing)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(doing)(error)),
+    }
+}
+
+/// Moves what there is, and gives it to the disk portion by portion.
+async fn move_all(path: &Path, file: &Arc<File>) -> Result<()> {
     let mut connection = open_mover(path).await?;
-    let moved = move_by(&mut connection).await;
+    let moved = {
+        let mut moving = pin!(move_by(&mut connection));
+        loop {
+            match timeout(SYNC_INTERVAL, &mut moving).await {
+                Ok(moved) => break moved,
+                Err(_) => sync(file).await?,
+            }
+        }
+    };
     connection.close().await.map_err(Error::sqlite("close a database"))?;
-    moved.map(drop)
+    moved?;
+    sync(file).await
+}
+
+async fn sync(file: &Arc<File>) -> Result<()> {
+    let file = file.clone();
+    let synced = tokio::task::spawn_blocking(move || file.sync_data()).await.map_err(|_| Error::Closed)?;
+    synced.map_err(Error::io("sync a database"))
 }
 
 /// Pages in the write-ahead log that are not in the file.
@@ -125,8 +194,6 @@ async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::store::sqlite::{STATE_CACHE_KIB, Sync, open_writer};
 
@@ -150,7 +217,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.db");
         let mut connection = database(&path).await;
-        let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST);
+        let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST).unwrap();
         let mut moved = 0;
         for _ in 0..ROWS {
             write(&mut connection, &mut checkpoints).await;
@@ -172,8 +239,11 @@ mod tests {
     async fn failures_are_told() {
         let folder = tempfile::tempdir().unwrap();
         let mut connection = database(&folder.path().join("t.db")).await;
+        let gone = folder.path().join("gone.db");
+        std::fs::write(&gone, "").unwrap();
         let failure = Failure::default();
-        let mut checkpoints = Checkpoints::beside(&folder.path().join("gone.db"), &failure, MOST);
+        let mut checkpoints = Checkpoints::beside(&gone, &failure, MOST).unwrap();
+        std::fs::remove_file(&gone).unwrap();
         for _ in 0..2 * MOST {
             write(&mut connection, &mut checkpoints).await;
         }

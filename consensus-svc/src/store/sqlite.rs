@@ -1,6 +1,6 @@
 //! How this room uses SQLite: the options of its connections, statements over many rows, the version it insists on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,13 @@ const OLDEST: (u32, u32, u32) = (3, 51, 3);
 /// Files up to this size are checked when they are opened, which takes a fraction of a second; larger ones as they are
 /// read, and in the background.
 const CHECKED_AT_START_BYTES: u64 = 32 << 20;
+
+/// The write-ahead log of `database`.
+pub fn wal_of(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
 
 /// Whether the file is too large to be checked at every start.
 pub fn is_large(path: &Path) -> bool {

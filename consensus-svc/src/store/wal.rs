@@ -10,6 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use super::error::{Error, Result};
+use super::sqlite::wal_of;
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
@@ -18,10 +19,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// Checks `<database>-wal`; none is fine. An error names it.
 pub fn check(database: &Path) -> Result<()> {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    let path = Path::new(&path);
-    let file = match File::open(path) {
+    let path = wal_of(database);
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io("open the write-ahead log of the log")(error)),

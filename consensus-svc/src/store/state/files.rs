@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use pinfold_common::files::sync_folder;
 
 use crate::store::error::{Error, Result};
+use crate::store::sqlite::wal_of;
 
 const CURRENT: &str = "CURRENT";
 /// Before the first snapshot is installed.
@@ -172,9 +173,7 @@ pub fn remove(path: &Path) {
 /// Forces the write-ahead log of `path` to disk, and that there is one. Opening that file, unlike the database itself,
 /// drops no lock of SQLite's: it keeps none there.
 pub fn sync_wal(path: &Path) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    match File::open(&name) {
+    match File::open(wal_of(path)) {
         Ok(file) => {
             let synced = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_folder));
             synced.map_err(Error::io("sync the write-ahead log of the state"))

@@ -219,7 +219,7 @@ impl State {
         scope: Scope,
     ) -> Result<State> {
         let (view, meta) = rows::load_status(&mut connection).await.map_err(|error| error.in_file(&path))?;
-        let checkpoints = Checkpoints::beside(&path, &failure, STATE_PAGES);
+        let checkpoints = Checkpoints::beside(&path, &failure, STATE_PAGES)?;
         let rows = Rows::open(connection, Arc::new(Statements::new()), checkpoints).await;
         let mut rows = rows.map_err(|error| error.in_file(&path))?;
         match scope {

@@ -310,7 +310,7 @@ impl Writer {
         let mut connection = sqlite::open_writer(&path, Sync::Checkpoint, sqlite::STATE_CACHE_KIB).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
         let (view, meta) = rows::load_status(&mut connection).await?;
-        let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_PAGES);
+        let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_PAGES)?;
         let rows = Rows::open(connection, statements, checkpoints).await?;
         let before = std::mem::replace(&mut *shared.generation.write(), Arc::new(Generation::open(&path)));
         tokio::spawn(async move {
