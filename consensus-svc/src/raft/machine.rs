@@ -18,7 +18,8 @@ use super::types::{
     Address, LeaderId, LogId, Reply, SnapshotMeta, StoredMembership, Types, io_error, log_id_from_store, record_of,
     snapshot_meta, stored_membership,
 };
-use crate::store::{Copy, Payload, Record, State};
+use crate::pinset::Outcome;
+use crate::store::{self, Copy, Record, State};
 
 /// Entries applied in one transaction, and the bytes of their commands.
 const MAX_BATCH_ENTRIES: usize = 2048;
@@ -125,6 +126,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        self.state.settle().await.map_err(io_error)?;
         let meta = self.state.meta();
         let membership = stored_membership(&meta.membership).map_err(io_error)?;
         Ok((meta.applied.map(log_id_from_store), membership))
@@ -139,9 +141,7 @@ impl RaftStateMachine<Types> for Machine {
         let mut bytes = 0;
         while let Some((entry, responder)) = entries.try_next().await? {
             let record = record_of(&entry);
-            if let Payload::Command(proposal) = &record.payload {
-                bytes += proposal.size_bytes();
-            }
+            bytes += record.size_bytes();
             records.push(record);
             responders.push(responder);
             if records.len() >= MAX_BATCH_ENTRIES || bytes >= MAX_BATCH_BYTES {
@@ -182,7 +182,7 @@ impl RaftStateMachine<Types> for Machine {
 }
 
 impl Machine {
-    /// Answers each proposer once its entry is committed here.
+    /// Answers each proposer once its entry is committed here. The library goes on before that.
     async fn apply_batch(
         &mut self,
         records: Vec<Record>,
@@ -191,12 +191,14 @@ impl Machine {
         if records.is_empty() {
             return Ok(());
         }
-        let outcomes = self.state.apply(records).await.map_err(io_error)?;
-        for (outcome, responder) in outcomes.into_iter().zip(responders) {
-            if let Some(responder) = responder {
-                responder.send(Reply(outcome));
+        let done = Box::new(move |outcomes: store::Result<Vec<Option<Outcome>>>| {
+            // An error stops the process. Until then nobody knows what became of the entries.
+            for (outcome, responder) in outcomes.into_iter().flatten().zip(responders) {
+                if let Some(responder) = responder {
+                    responder.send(Reply(outcome));
+                }
             }
-        }
-        Ok(())
+        });
+        self.state.queue(records, done).await.map_err(io_error)
     }
 }

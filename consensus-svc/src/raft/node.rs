@@ -104,7 +104,7 @@ impl Node {
             known.map_err(|error| Error::internal(format!("start raft: {error}")))?;
         }
         let stopping = CancellationToken::new();
-        let status = watching::spawn(&raft, &config, &contacts, &stopping);
+        let status = watching::spawn(&raft, &stores.state, &config, &contacts, &stopping);
         let proposals = Semaphore::new(MAX_PROPOSALS);
         let removed = removed.subscribe();
         Ok(Node(Arc::new(Inner {
@@ -264,7 +264,11 @@ impl Node {
     /// after a power cut the state may be some entries behind what it once served.
     pub async fn wait_recovered(&self, deadline: Duration) -> Result<(), ProposeError> {
         let recovered = self.0.raft.wait_for_recovery(Some(deadline)).await;
-        recovered.map(|_| ()).map_err(|error| ProposeError::Unavailable(format!("recover: {error}")))
+        recovered.map_err(|error| ProposeError::Unavailable(format!("recover: {error}")))?;
+        // The library has given it all to the state.
+        let settled = tokio::time::timeout(deadline, self.0.stores.state.settle()).await;
+        let settled = settled.map_err(|_| ProposeError::Unavailable(format!("recover: not within {deadline:?}")))?;
+        settled.map_err(|error| ProposeError::Fatal(error.to_string()))
     }
 
     /// Founds a cluster. Only on a node that was never in one, and on one of the founders only; the others wait.

@@ -10,6 +10,7 @@ use super::contact::Contacts;
 use super::error::node_and_peer;
 use super::types::Types;
 use super::watching::knows_something;
+use crate::store;
 
 /// A leader that was not heard from for so many times the patience is none.
 const LEADER_SILENCE: u32 = 2;
@@ -82,8 +83,14 @@ impl RaftStatus {
     }
 }
 
-/// `patience`: for so long an answer of a majority counts.
-pub(super) fn status_of(metrics: &RaftMetrics<Types>, contacts: &Contacts, patience: Duration) -> RaftStatus {
+/// `applied`: by the state, which may be behind what the library has given it. `patience`: for so long an answer of a
+/// majority counts.
+pub(super) fn status_of(
+    metrics: &RaftMetrics<Types>,
+    applied: Option<store::LogId>,
+    contacts: &Contacts,
+    patience: Duration,
+) -> RaftStatus {
     let membership = metrics.membership_config.membership();
     let nodes: BTreeMap<u64, NodeAndPeer> =
         membership.nodes().filter_map(|(id, address)| Some((*id, node_and_peer(*id, address)?))).collect();
@@ -96,10 +103,8 @@ pub(super) fn status_of(metrics: &RaftMetrics<Types>, contacts: &Contacts, patie
         (Ok(()), ServerState::Learner) if is_member => Role::Learner,
         (Ok(()), ServerState::Learner) => Role::Joining,
     };
-    let is_own_term_applied = metrics.last_applied.as_ref().is_some_and(|applied| {
-        let leader = applied.committed_leader_id();
-        (leader.term, leader.node_id) == (metrics.current_term, metrics.id)
-    });
+    let is_own_term_applied =
+        applied.is_some_and(|applied| (applied.term, applied.node) == (metrics.current_term, metrics.id));
     let index = |id: &Option<super::types::LogId>| id.as_ref().map_or(0, |id| id.index());
     // The library goes on naming the leader it once followed: with pre-votes, a node that is cut off never gets past it.
     let is_heard = |leader: u64| {
@@ -116,7 +121,7 @@ pub(super) fn status_of(metrics: &RaftMetrics<Types>, contacts: &Contacts, patie
         is_initialized: knows_something(metrics),
         last_log_index: metrics.last_log_index.unwrap_or(0),
         committed_index: index(&metrics.cluster_committed),
-        applied_index: index(&metrics.last_applied),
+        applied_index: applied.map_or(0, |id| id.index),
         snapshot_index: index(&metrics.snapshot),
         purged_index: index(&metrics.purged),
         voters: membership.voter_ids().collect(),

@@ -11,6 +11,7 @@ use super::config::RaftConfig;
 use super::contact::Contacts;
 use super::status::{RaftStatus, Role, status_of};
 use super::types::{Raft, Types};
+use crate::store::State;
 
 /// The least time between two looks at the metrics: each entry changes them several times, and each look wakes whoever
 /// waits for a status. Another role, term or leader is looked at at once.
@@ -28,20 +29,22 @@ pub fn knows_something(metrics: &RaftMetrics<Types>) -> bool {
 /// Starts both; they end with the node.
 pub fn spawn(
     raft: &Raft,
+    state: &State,
     config: &RaftConfig,
     contacts: &Contacts,
     stopping: &CancellationToken,
 ) -> watch::Receiver<RaftStatus> {
     let patience = 2 * config.election_timeout_max;
-    let first = status_of(&raft.metrics().borrow_watched(), contacts, patience);
+    let first = status_of(&raft.metrics().borrow_watched(), state.meta().applied, contacts, patience);
     let (sender, receiver) = watch::channel(first);
-    tokio::spawn(publish(raft.clone(), config.clone(), contacts.clone(), sender, stopping.clone()));
+    tokio::spawn(publish(raft.clone(), state.clone(), config.clone(), contacts.clone(), sender, stopping.clone()));
     tokio::spawn(cut_log(raft.clone(), config.clone(), receiver.clone(), stopping.clone()));
     receiver
 }
 
 async fn publish(
     raft: Raft,
+    state: State,
     config: RaftConfig,
     contacts: Contacts,
     status: watch::Sender<RaftStatus>,
@@ -50,8 +53,10 @@ async fn publish(
     let patience = 2 * config.election_timeout_max;
     let mut metrics = raft.metrics();
     let mut server = raft.server_metrics();
+    let mut applied = state.applied();
     loop {
-        let now = status_of(&metrics.borrow_watched(), &contacts, patience);
+        applied.mark_unchanged();
+        let now = status_of(&metrics.borrow_watched(), state.meta().applied, &contacts, patience);
         let has_ended = now.role == Role::Stopped;
         contacts.retain(|node_id| now.is_member(node_id));
         status.send_if_modified(|before| {
@@ -68,6 +73,8 @@ async fn publish(
                 status.send_modify(|status| status.role = Role::Stopped);
                 return;
             },
+            // The state is never gone before this loop, which has it.
+            Ok(()) = applied.changed() => {}
             () = tokio::time::sleep(config.heartbeat_interval) => {}
             () = stopping.cancelled() => {
                 status.send_modify(|status| status.role = Role::Stopped);

@@ -119,6 +119,14 @@ struct RawGroup {
 }
 
 impl Record {
+    /// Of its command.
+    pub fn size_bytes(&self) -> usize {
+        match &self.payload {
+            Payload::Command(proposal) => proposal.size_bytes(),
+            Payload::Blank | Payload::Membership(_) => 0,
+        }
+    }
+
     /// As `storage.v1.Entry`.
     pub fn encode(&self) -> Bytes {
         let payload = match &self.payload {

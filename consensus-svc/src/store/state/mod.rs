@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::checkpoints::{Checkpoints, STATE_PAGES};
 use super::error::{Error, Failure, Result};
@@ -44,10 +44,13 @@ pub use files::{FIRST as FIRST_FILE, replace};
 pub use fill::Fill;
 pub use read::{Chunk, Digest, Holding};
 use rows::{Rows, Scope, Statements};
-use writer::{Op, Writer};
+pub use writer::Applied;
+use writer::{Batch, Op, Writer};
 
-/// Batches that wait for the writer. The consensus library sends one at a time.
-const QUEUE: usize = 16;
+/// What waits for the writer.
+const QUEUE: usize = 1024;
+/// Bytes of commands among it.
+const QUEUE_BYTES: usize = 8 << 20;
 const READERS: usize = 4;
 
 /// How far the state has come, and the newest membership it has seen.
@@ -109,6 +112,7 @@ const MIGRATING: &str = "bring the state to this version's format";
 pub struct State {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Op>,
+    room: Arc<Semaphore>,
 }
 
 struct Shared {
@@ -241,7 +245,7 @@ impl State {
             pins_by_cid: Many::new("SELECT v, sum FROM pins WHERE cid IN (", "?", ")"),
         });
         tokio::spawn(Writer { rows, view, meta, path, shared: shared.clone() }.run(ops));
-        Ok(State { shared, queue })
+        Ok(State { shared, queue, room: Arc::new(Semaphore::new(QUEUE_BYTES)) })
     }
 
     /// Pins whose CID is above `after`, as the writer sees them.
@@ -260,8 +264,26 @@ impl State {
     /// `None` for other entries. The caller bounds the batch.
     pub async fn apply(&self, records: Vec<Record>) -> Result<Vec<Option<Outcome>>> {
         let (done, applied) = oneshot::channel();
-        self.send(Op::Apply { records, done }).await?;
+        let done = Box::new(|outcomes| {
+            // The caller may have given up; what was written stands.
+            let _ = done.send(outcomes);
+        });
+        self.queue(records, done).await?;
         applied.await.map_err(|_| self.closed())?
+    }
+
+    /// The same, without waiting for it: batches that wait go into one transaction. Returns when there is room for this
+    /// one. An error is final, and what comes after it is refused.
+    pub async fn queue(&self, records: Vec<Record>, done: Applied) -> Result<()> {
+        let bytes: usize = records.iter().map(Record::size_bytes).sum();
+        let bytes = u32::try_from(bytes.clamp(1, QUEUE_BYTES)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
+        self.send(Op::Apply(Batch { records, done, room })).await
+    }
+
+    /// Waits until everything that was queued before is committed.
+    pub async fn settle(&self) -> Result<()> {
+        self.apply(Vec::new()).await.map(drop)
     }
 
     /// Everything up to the returned index is on disk: the log may forget it.

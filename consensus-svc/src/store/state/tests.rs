@@ -116,6 +116,39 @@ async fn rows_taken_for_new_may_be_there() {
     }
 }
 
+/// Goal: batches that wait are committed together, each is answered with what is its own, in their order; after an error
+/// every one is told it, those behind it too.
+#[tokio::test]
+async fn batches_that_wait_go_together() {
+    const LAST: u64 = 40;
+    let folder = TempDir::new().unwrap();
+    let state = open(&folder).await;
+    state.apply(vec![found(1)]).await.unwrap();
+    let answered = Arc::new(Mutex::new(Vec::new()));
+    let queue = async |index: u64| {
+        let (answered, now) = (answered.clone(), state.clone());
+        let done = Box::new(move |outcomes| answered.lock().push((index, outcomes, now.applied_index())));
+        state.queue(vec![put(index, vec![pin(&cid(index as u32), &[0])], 0)], done).await.unwrap();
+    };
+    for index in 2..=LAST {
+        queue(index).await;
+    }
+    state.settle().await.unwrap();
+    for (place, (index, outcomes, applied)) in answered.lock().drain(..).enumerate() {
+        assert_eq!((index, applied), (place as u64 + 2, LAST));
+        let [Some(Outcome::Items(items))] = &outcomes.unwrap()[..] else { panic!() };
+        assert_eq!(*items, [ItemOutcome::Written(index)]);
+    }
+
+    queue(LAST + 1).await;
+    queue(LAST).await;
+    let error = state.settle().await.unwrap_err();
+    assert!(error.to_string().contains("already applied"), "{error}");
+    let told: Vec<bool> = answered.lock().drain(..).map(|(_, outcomes, _)| outcomes.is_err()).collect();
+    assert_eq!(told, [true, true]);
+    assert_eq!(state.applied_index(), LAST);
+}
+
 /// Goal: after many batches of mixed commands and a restart without closing, rows, indexes and counters agree with
 /// what the commands say.
 #[tokio::test]

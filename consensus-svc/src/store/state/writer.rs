@@ -9,7 +9,7 @@ use pinfold_proto::storage;
 use pinfold_proto::storage::command::Command as Kind;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::rows::{self, Held, Loaded, Put, Rows, Scope};
 use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
@@ -21,13 +21,22 @@ use crate::store::sqlite::{self, Sync};
 
 /// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
+/// Bytes of commands in one transaction, beyond which the next batch waits for the next.
+const MAX_TRANSACTION_BYTES: usize = 4 << 20;
+
+/// Called once, with what each command came to when that is committed.
+pub type Applied = Box<dyn FnOnce(Result<Vec<Option<Outcome>>>) + Send>;
+
+/// Committed entries, in order.
+pub struct Batch {
+    pub records: Vec<Record>,
+    pub done: Applied,
+    /// Of the bytes that may wait.
+    pub room: OwnedSemaphorePermit,
+}
 
 pub enum Op {
-    /// Answered when committed, with the outcome of each command.
-    Apply {
-        records: Vec<Record>,
-        done: oneshot::Sender<Result<Vec<Option<Outcome>>>>,
-    },
+    Apply(Batch),
     /// A stretch of the pinset as this connection sees it.
     List {
         after: Vec<u8>,
@@ -59,11 +68,18 @@ pub struct Writer {
 
 impl Writer {
     pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
-        while let Some(op) = ops.recv().await {
+        let mut next = None;
+        loop {
+            let op = match next.take() {
+                Some(op) => Some(op),
+                None => ops.recv().await,
+            };
+            let Some(op) = op else { break };
             let ended = match op {
-                Op::Apply { records, done } => {
-                    let result = self.apply(&records).await;
-                    self.answer(done, result) || self.keep_up().await
+                Op::Apply(first) => {
+                    let (batches, other) = collect(first, &mut ops);
+                    next = other;
+                    self.apply_together(batches).await || self.keep_up().await
                 }
                 Op::List { after, limit, done } => {
                     let index = self.applied();
@@ -101,14 +117,39 @@ impl Writer {
 
     /// Whether that was the end: after an error, nobody knows what this connection's transaction holds.
     fn answer<T>(&self, done: oneshot::Sender<Result<T>>, result: Result<T>) -> bool {
-        let result = result.map_err(|error| error.in_file(&self.path));
-        let failed = result.as_ref().err().cloned();
-        if let Some(error) = &failed {
-            self.shared.failure.set(error);
-        }
+        let result = self.noted(result);
+        let failed = result.is_err();
         // The caller may have given up; what was written stands.
         let _ = done.send(result);
-        failed.is_some()
+        failed
+    }
+
+    /// An error is told to everybody, with the file it is about.
+    fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| error.in_file(&self.path)).inspect_err(|error| self.shared.failure.set(error))
+    }
+
+    /// Everything in one transaction. Whether that was the end.
+    async fn apply_together(&mut self, batches: Vec<Batch>) -> bool {
+        let (mut records, mut waiting) = (Vec::new(), Vec::new());
+        for Batch { records: own, done, room } in batches {
+            waiting.push((own.len(), done, room));
+            records.extend(own);
+        }
+        let result = self.apply(&records).await;
+        match self.noted(result) {
+            Ok(outcomes) => {
+                let mut outcomes = outcomes.into_iter();
+                for (count, done, _room) in waiting {
+                    done(Ok(outcomes.by_ref().take(count).collect()));
+                }
+                false
+            }
+            Err(error) => {
+                waiting.into_iter().for_each(|(_, done, _)| done(Err(error.clone())));
+                true
+            }
+        }
     }
 
     /// Whether that was the end.
@@ -346,6 +387,23 @@ impl Writer {
             tracing::warn!(%error, "closing the state failed");
         }
     }
+}
+
+/// The batches that wait behind `first`, as many as fit into its transaction, and what waits behind them.
+fn collect(first: Batch, ops: &mut mpsc::Receiver<Op>) -> (Vec<Batch>, Option<Op>) {
+    let mut bytes = first.room.num_permits();
+    let mut batches = vec![first];
+    while bytes < MAX_TRANSACTION_BYTES {
+        match ops.try_recv() {
+            Ok(Op::Apply(batch)) => {
+                bytes += batch.room.num_permits();
+                batches.push(batch);
+            }
+            Ok(other) => return (batches, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (batches, None)
 }
 
 /// Forces every commit of `path` to disk.
