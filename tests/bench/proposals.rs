@@ -26,8 +26,10 @@ const CLIENTS: [usize; 3] = [1, 64, 1024];
 const BATCH_CLIENTS: usize = 16;
 /// How often each is measured.
 const ROUNDS: usize = 3;
-/// The same of what differs by little.
-const CLOSE_ROUNDS: usize = 5;
+/// What differs by little is compared in more and shorter ones, each with the one beside it: the machine's own speed
+/// changes within seconds.
+const CLOSE_ROUNDS: usize = 15;
+const CLOSE_SHARE: u32 = 4;
 /// A file system in memory on any Linux.
 const MEMORY: &str = "/dev/shm";
 const SYNC_TIME: Duration = Duration::from_millis(300);
@@ -183,6 +185,8 @@ async fn in_batches(report: &mut Report, field: &Field) {
 /// How often the disk is waited for, as strace sees it: once for what the log takes together, never for what is applied.
 async fn syncs(report: &mut Report, one: &Rooms, time: Duration, counter: &Arc<AtomicU64>) -> Result<(), Failed> {
     report.section("Syncs of consensus-svc, one peer, under strace");
+    // The state's write-ahead log, which may be full, is moved before strace slows that down.
+    singles(one.leader(), 64, time, counter).await;
     let pid = one.processes.first().and_then(|process| process.id()).ok_or("no process")?;
     for (clients, most) in [(1, 1.1), (64, 0.2), (1024, 0.05)] {
         let table = tempfile::NamedTempFile::new()?;
@@ -246,29 +250,31 @@ async fn memory(report: &mut Report, folder: &Path, time: Duration, counter: &Ar
         let mut rounds = [Vec::new(), Vec::new()];
         for _ in 0..CLOSE_ROUNDS {
             for (rounds, rooms) in rounds.iter_mut().zip(&peers) {
-                rounds.push(singles(rooms.leader(), clients, time, counter).await);
+                rounds.push(singles(rooms.leader(), clients, time / CLOSE_SHARE, counter).await);
             }
         }
         let [disk, memory] = rounds;
-        let (disk, _) = figure(
+        let mut shares: Vec<f64> = disk.iter().zip(&memory).map(|(disk, memory)| disk.rate() / memory.rate()).collect();
+        shares.sort_by(f64::total_cmp);
+        let share = shares[CLOSE_ROUNDS / 2];
+        figure(
             report,
             &format!("memory.disk.{clients}"),
             &format!("{clients} clients, on the disk, pins"),
             disk,
             1,
         );
-        let (memory, _) = figure(
+        figure(
             report,
             &format!("memory.memory.{clients}"),
             &format!("{clients} clients, in memory, pins"),
             memory,
             1,
         );
-        let share = disk / memory.max(1.0);
         report.goal(
             &format!("T5: {clients} clients: the disk gives 0.85 x of memory"),
             share >= 0.85,
-            &format!("{share:.2}"),
+            &format!("{share:.2}, the pairs of rounds {:.2} to {:.2}", shares[0], shares[CLOSE_ROUNDS - 1]),
         );
     }
     for rooms in peers {
