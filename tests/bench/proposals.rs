@@ -257,20 +257,8 @@ async fn memory(report: &mut Report, folder: &Path, time: Duration, counter: &Ar
         let mut shares: Vec<f64> = disk.iter().zip(&memory).map(|(disk, memory)| disk.rate() / memory.rate()).collect();
         shares.sort_by(f64::total_cmp);
         let share = shares[CLOSE_ROUNDS / 2];
-        figure(
-            report,
-            &format!("memory.disk.{clients}"),
-            &format!("{clients} clients, on the disk, pins"),
-            disk,
-            1,
-        );
-        figure(
-            report,
-            &format!("memory.memory.{clients}"),
-            &format!("{clients} clients, in memory, pins"),
-            memory,
-            1,
-        );
+        figure(report, &format!("memory.disk.{clients}"), &format!("{clients} clients, on the disk, pins"), disk, 1);
+        figure(report, &format!("memory.memory.{clients}"), &format!("{clients} clients, in memory, pins"), memory, 1);
         report.goal(
             &format!("T5: {clients} clients: the disk gives 0.85 x of memory"),
             share >= 0.85,
