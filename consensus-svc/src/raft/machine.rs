@@ -21,7 +21,7 @@ use super::types::{
 use crate::pinset::Outcome;
 use crate::store::{self, Copy, Record, State};
 
-/// Entries applied in one transaction, and the bytes of their commands.
+/// Entries that go to the state at once, and the bytes of their commands.
 const MAX_BATCH_ENTRIES: usize = 2048;
 const MAX_BATCH_BYTES: usize = 4 << 20;
 /// While a snapshot is being sent the log is not purged, or the receiver would need the next snapshot at once; but not

@@ -49,8 +49,10 @@ use writer::{Batch, Op, Writer};
 
 /// What waits for the writer.
 const QUEUE: usize = 1024;
-/// Bytes of commands among it.
+/// Bytes of commands among it, as counted by [`LEAST_RECORD_BYTES`].
 const QUEUE_BYTES: usize = 8 << 20;
+/// No entry counts as less.
+const LEAST_RECORD_BYTES: usize = 256;
 const READERS: usize = 4;
 
 /// How far the state has come, and the newest membership it has seen.
@@ -275,7 +277,7 @@ impl State {
     /// The same, without waiting for it: batches that wait go into one transaction. Returns when there is room for this
     /// one. An error is final, and what comes after it is refused.
     pub async fn queue(&self, records: Vec<Record>, done: Applied) -> Result<()> {
-        let bytes: usize = records.iter().map(Record::size_bytes).sum();
+        let bytes: usize = records.iter().map(|record| record.size_bytes().max(LEAST_RECORD_BYTES)).sum();
         let bytes = u32::try_from(bytes.clamp(1, QUEUE_BYTES)).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
         self.send(Op::Apply(Batch { records, done, room })).await
