@@ -263,12 +263,14 @@ impl Node {
     /// Waits until everything that was committed before this node's restart is applied again, as the leader confirms:
     /// after a power cut the state may be some entries behind what it once served.
     pub async fn wait_recovered(&self, deadline: Duration) -> Result<(), ProposeError> {
-        let recovered = self.0.raft.wait_for_recovery(Some(deadline)).await;
-        recovered.map_err(|error| ProposeError::Unavailable(format!("recover: {error}")))?;
-        // The library has given it all to the state.
-        let settled = tokio::time::timeout(deadline, self.0.stores.state.settle()).await;
-        let settled = settled.map_err(|_| ProposeError::Unavailable(format!("recover: not within {deadline:?}")))?;
-        settled.map_err(|error| ProposeError::Fatal(error.to_string()))
+        let recovered = async {
+            let recovered = self.0.raft.wait_for_recovery(Some(deadline)).await;
+            recovered.map_err(|error| ProposeError::Unavailable(format!("recover: {error}")))?;
+            // The library has given it all to the state.
+            self.0.stores.state.settle().await.map_err(|error| ProposeError::Fatal(error.to_string()))
+        };
+        let late = || ProposeError::Unavailable(format!("recover: not within {deadline:?}"));
+        tokio::time::timeout(deadline, recovered).await.map_err(|_| late())?
     }
 
     /// Founds a cluster. Only on a node that was never in one, and on one of the founders only; the others wait.

@@ -2,7 +2,6 @@
 //! itself; here it happens between transactions, and an error of it is final as that of a commit is.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,12 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::error::{Error, Failure, Result};
-use super::sqlite::{open_mover, wal_of};
+use super::sqlite::{open_mover, sync_wal};
 
 /// Pages of 4 KiB in the write-ahead log before they are moved. Those of the log are written once or twice.
 pub const LOG_PAGES: u64 = 4096;
 /// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
-/// is moved once. What is moved holds up the log on the same disk, for 25 ms each time.
+/// is moved once.
 pub const STATE_PAGES: u64 = 32_768;
 const PAGE_BYTES: usize = 4096;
 /// So many times the usual may wait while they are moved beside the writer, which waits then.
@@ -91,7 +90,7 @@ impl Checkpoints {
         if self.is_moving() && self.pages < AT_MOST * self.most {
             return Ok(());
         }
-        let moved = self.settle().await?;
+        let moved = self.moved().await?;
         if moved.is_none() && self.pages < self.most {
             return Ok(());
         }
@@ -120,8 +119,15 @@ impl Checkpoints {
         running.is_some_and(|running| !running.is_finished())
     }
 
+    /// Waits until nobody works at the file beside the writer any more.
+    pub async fn settle(&mut self) -> Result<()> {
+        self.moved().await?;
+        let Some(syncing) = self.beside.as_mut().and_then(|beside| beside.syncing.take()) else { return Ok(()) };
+        syncing.await.map_err(|_| Error::Closed)
+    }
+
     /// Waits until nothing is moved beside the writer any more; how many pages that was about, `None`: nothing was.
-    pub async fn settle(&mut self) -> Result<Option<u64>> {
+    async fn moved(&mut self) -> Result<Option<u64>> {
         let Some(running) = self.beside.as_mut().and_then(|beside| beside.running.take()) else { return Ok(None) };
         running.await.map_err(|_| Error::Closed)?.map(Some)
     }
@@ -141,16 +147,6 @@ impl Beside {
                 failure.set(&error.in_file(&path));
             }
         }));
-    }
-}
-
-/// Opening it, unlike the database itself, drops no lock of SQLite's: it keeps none there.
-fn sync_wal(path: &Path) -> Result<()> {
-    let doing = "sync a write-ahead log";
-    match File::open(wal_of(path)) {
-        Ok(file) => file.sync_data().map_err(Error::io(doing)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io(doing)(error)),
     }
 }
 

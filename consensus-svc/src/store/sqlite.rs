@@ -1,5 +1,7 @@
 //! How this room uses SQLite: the options of its connections, statements over many rows, the version it insists on.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,16 @@ pub fn wal_of(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push("-wal");
     name.into()
+}
+
+/// Forces the write-ahead log of `database` to disk, if there is one. Opening that file, unlike the database itself, drops
+/// no lock of SQLite's: it keeps none there.
+pub fn sync_wal(database: &Path) -> Result<()> {
+    match File::open(wal_of(database)) {
+        Ok(file) => file.sync_data().map_err(Error::io("sync a write-ahead log")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("open a write-ahead log")(error)),
+    }
 }
 
 /// Whether the file is too large to be checked at every start.

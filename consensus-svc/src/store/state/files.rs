@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pinfold_common::files::sync_folder;
 
 use crate::store::error::{Error, Result};
-use crate::store::sqlite::wal_of;
+use crate::store::sqlite;
 
 const CURRENT: &str = "CURRENT";
 /// Before the first snapshot is installed.
@@ -170,17 +170,10 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Forces the write-ahead log of `path` to disk, and that there is one. Opening that file, unlike the database itself,
-/// drops no lock of SQLite's: it keeps none there.
+/// Forces the write-ahead log of `path` to disk, and that there is one.
 pub fn sync_wal(path: &Path) -> Result<()> {
-    match File::open(wal_of(path)) {
-        Ok(file) => {
-            let synced = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_folder));
-            synced.map_err(Error::io("sync the write-ahead log of the state"))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("open the write-ahead log of the state")(error)),
-    }
+    sqlite::sync_wal(path)?;
+    path.parent().map_or(Ok(()), sync_folder).map_err(Error::io("sync the folder of the state"))
 }
 
 #[cfg(test)]

@@ -254,7 +254,7 @@ impl Rows {
 
     /// Waits until nobody but this connection works at the file's write-ahead log.
     pub async fn settle(&mut self) -> Result<()> {
-        self.checkpoints.settle().await.map(drop)
+        self.checkpoints.settle().await
     }
 
     /// Between transactions; within a rehearsal there is nothing to keep up with.
