@@ -78,6 +78,7 @@ pub const FROM_1: &str = "
 ";
 const LOADING: &str = "load the state";
 const WRITING: &str = "write the state";
+const BEGIN: &str = "BEGIN IMMEDIATE";
 /// Statements of at most so many rows wait for the next one.
 const ROWS_TOGETHER: usize = 8;
 
@@ -176,12 +177,13 @@ pub struct Mark {
     next_pin: i64,
 }
 
-/// Statements that go to SQLite's thread as one. The hop there and back costs more than a small statement; large ones
-/// go alone, so that few different texts have to stay prepared.
+/// Statements that go to SQLite's thread as one. The hop there and back costs more than a small statement. With a large one
+/// goes nothing but the begin and the end of the transaction, so that few different texts have to stay prepared.
 #[derive(Default)]
 struct Waiting {
     sql: String,
     arguments: SqliteArguments,
+    has_large: bool,
 }
 
 type Bound = std::result::Result<(), BoxDynError>;
@@ -238,18 +240,22 @@ impl Rows {
 
     /// Writes within the transaction, at the latest at its end.
     async fn write(&mut self, sql: &str, rows: usize, bind: impl FnOnce(&mut SqliteArguments) -> Bound) -> Result<()> {
-        self.checkpoints.wrote(rows, 0);
-        let is_large = rows > ROWS_TOGETHER;
-        if is_large {
+        let is_first = self.waiting.sql.is_empty() || self.waiting.sql == BEGIN;
+        if self.waiting.has_large || rows > ROWS_TOGETHER && !is_first {
             self.flush().await?;
+        }
+        self.push(sql, rows, bind)
+    }
+
+    /// The same with whatever waits.
+    fn push(&mut self, sql: &str, rows: usize, bind: impl FnOnce(&mut SqliteArguments) -> Bound) -> Result<()> {
+        self.checkpoints.wrote(rows, 0);
+        self.waiting.has_large |= rows > ROWS_TOGETHER;
+        if !self.waiting.sql.is_empty() {
+            self.waiting.sql.push(';');
         }
         self.waiting.sql.push_str(sql);
-        self.waiting.sql.push(';');
-        bind(&mut self.waiting.arguments).map_err(sqlx::Error::Encode).map_err(Error::sqlite(WRITING))?;
-        if is_large {
-            self.flush().await?;
-        }
-        Ok(())
+        bind(&mut self.waiting.arguments).map_err(sqlx::Error::Encode).map_err(Error::sqlite(WRITING))
     }
 
     /// Waits until nobody but this connection works at the file's write-ahead log.
@@ -266,7 +272,7 @@ impl Rows {
     }
 
     pub async fn flush(&mut self) -> Result<()> {
-        let Waiting { sql, arguments } = std::mem::take(&mut self.waiting);
+        let Waiting { sql, arguments, .. } = std::mem::take(&mut self.waiting);
         if sql.is_empty() {
             return Ok(());
         }
@@ -503,7 +509,7 @@ impl Rows {
     /// Begins the transaction.
     pub async fn begin(&mut self) -> Result<()> {
         match self.scope {
-            Scope::Committed => self.write("BEGIN IMMEDIATE", 0, |_| Ok(())).await,
+            Scope::Committed => self.write(BEGIN, 0, |_| Ok(())).await,
             Scope::Rehearsed => Ok(()),
         }
     }
@@ -520,16 +526,15 @@ impl Rows {
         let numbers =
             [view.lineage as i64, view.pin_count as i64, view.pruned_minute, view.peers.index as i64, self.pins_sum];
         let sum = status_sum(&applied, &membership, &view.cluster_id, &numbers);
-        self.write(sql, 1, |arguments| {
+        self.push(sql, 1, |arguments| {
             arguments.add(applied)?;
             arguments.add(membership)?;
             arguments.add(view.cluster_id.as_slice())?;
             numbers.iter().try_for_each(|number| arguments.add(*number))?;
             arguments.add(sum)
-        })
-        .await?;
+        })?;
         match self.scope {
-            Scope::Committed => self.write("COMMIT", 0, |_| Ok(())).await?,
+            Scope::Committed => self.push("COMMIT", 0, |_| Ok(()))?,
             Scope::Rehearsed => {}
         }
         self.flush().await
