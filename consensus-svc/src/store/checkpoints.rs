@@ -2,6 +2,7 @@
 //! itself; here it happens between transactions, and an error of it is final as that of a commit is.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,14 +14,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::error::{Error, Failure, Result};
-use super::sqlite::{open_mover, sync_wal};
+use super::sqlite::{LOG_PAGE_BYTES, STATE_PAGE_BYTES, open_mover, sync_wal};
 
-/// Pages of 4 KiB in the write-ahead log before they are moved. Those of the log are written once or twice.
+/// Pages in the write-ahead log before they are moved. Those of the log are written once or twice.
 pub const LOG_PAGES: u64 = 4096;
 /// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
 /// is moved once.
-pub const STATE_PAGES: u64 = 32_768;
-const PAGE_BYTES: usize = 4096;
+pub const STATE_WAL_BYTES: u64 = 128 << 20;
 /// So many times the usual may wait while they are moved beside the writer, which waits then.
 const AT_MOST: u64 = 2;
 /// What is left of the usual is moved by the writer itself: only with nothing left does the write-ahead log begin anew.
@@ -53,14 +53,15 @@ struct Beside {
 }
 
 impl Checkpoints {
-    /// By the writer itself. What a file that was not closed has waiting is unknown: the first commit looks.
+    /// By the writer itself, at so many pages. What a file that was not closed has waiting is unknown: the first commit looks.
     pub fn at(most: u64) -> Checkpoints {
         Checkpoints { pages: most, most, beside: None }
     }
 
     /// Beside the writer of `path`, as long as that keeps up with it. To be dropped after the writer's connection.
-    pub fn beside(path: &Path, failure: &Failure, most: u64) -> Result<Checkpoints> {
+    pub fn beside(path: &Path, failure: &Failure, most_bytes: u64) -> Result<Checkpoints> {
         let file = File::open(path).map(Arc::new).map_err(Error::io("open a database to sync it"))?;
+        let most = most_bytes / page_bytes(&file);
         let (path, failure) = (path.to_owned(), failure.clone());
         let beside = Beside { path, failure, file, running: None, unsynced: 0, syncing: None };
         Ok(Checkpoints { pages: most, most, beside: Some(beside) })
@@ -75,7 +76,7 @@ impl Checkpoints {
     pub fn wrote(&mut self, rows: usize, bytes: usize) {
         /// A leaf of the table and one of each of two indexes.
         const PAGES_OF_A_ROW: usize = 3;
-        let pages = (rows * PAGES_OF_A_ROW + bytes / PAGE_BYTES) as u64;
+        let pages = (rows * PAGES_OF_A_ROW + bytes / LOG_PAGE_BYTES as usize) as u64;
         self.pages = self.pages.saturating_add(pages);
         if let Some(beside) = &mut self.beside {
             beside.unsynced = beside.unsynced.saturating_add(pages);
@@ -150,6 +151,17 @@ impl Beside {
     }
 }
 
+/// Of a state, which keeps what it was created with; one that has no page yet gets ours.
+fn page_bytes(file: &File) -> u64 {
+    let mut header = [0; 2];
+    match file.read_exact_at(&mut header, 16).map(|()| u16::from_be_bytes(header)) {
+        // SQLite's way of writing 65,536.
+        Ok(1) => 1 << 16,
+        Ok(bytes) if bytes.is_power_of_two() => u64::from(bytes),
+        Ok(_) | Err(_) => u64::from(STATE_PAGE_BYTES),
+    }
+}
+
 /// Moves what there is, and gives it to the disk portion by portion.
 async fn move_all(path: &Path, file: &Arc<File>) -> Result<()> {
     let mut connection = open_mover(path).await?;
@@ -191,19 +203,20 @@ async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::{STATE_CACHE_KIB, Sync, open_writer};
+    use crate::store::sqlite::{Purpose, open_writer};
 
     const MOST: u64 = 64;
+    const PAGE_BYTES: u64 = STATE_PAGE_BYTES as u64;
 
     async fn database(path: &Path) -> SqliteConnection {
-        let mut connection = open_writer(path, Sync::Checkpoint, STATE_CACHE_KIB).await.unwrap();
+        let mut connection = open_writer(path, Purpose::State).await.unwrap();
         sqlx::raw_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)").execute(&mut connection).await.unwrap();
         connection
     }
 
     async fn write(connection: &mut SqliteConnection, checkpoints: &mut Checkpoints) {
-        sqlx::query("INSERT INTO t (v) VALUES (zeroblob(4000))").execute(connection).await.unwrap();
-        checkpoints.wrote(1, 4000);
+        sqlx::query("INSERT INTO t (v) VALUES (zeroblob(1900))").execute(connection).await.unwrap();
+        checkpoints.wrote(1, 0);
     }
 
     /// Goal: a write-ahead log that is moved while its writer goes on begins anew all the same, and everything is there.
@@ -213,7 +226,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.db");
         let mut connection = database(&path).await;
-        let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST).unwrap();
+        let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST * PAGE_BYTES).unwrap();
         let mut moved = 0;
         for _ in 0..ROWS {
             write(&mut connection, &mut checkpoints).await;
@@ -223,7 +236,7 @@ mod tests {
         assert!(moved > 0);
         checkpoints.settle().await.unwrap();
         let size = std::fs::metadata(folder.path().join("t.db-wal")).unwrap().len();
-        assert!(size < 4 * AT_MOST * MOST * PAGE_BYTES as u64, "{size} bytes of a write-ahead log");
+        assert!(size < 4 * AT_MOST * MOST * PAGE_BYTES, "{size} bytes of a write-ahead log");
         connection.close().await.unwrap();
         let mut connection = open_mover(&path).await.unwrap();
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut connection).await.unwrap();
@@ -238,7 +251,7 @@ mod tests {
         let gone = folder.path().join("gone.db");
         std::fs::write(&gone, "").unwrap();
         let failure = Failure::default();
-        let mut checkpoints = Checkpoints::beside(&gone, &failure, MOST).unwrap();
+        let mut checkpoints = Checkpoints::beside(&gone, &failure, MOST * PAGE_BYTES).unwrap();
         std::fs::remove_file(&gone).unwrap();
         for _ in 0..2 * MOST {
             write(&mut connection, &mut checkpoints).await;

@@ -23,8 +23,13 @@ const ROW_BUFFER: usize = 1024;
 const WAL_KEEP_BYTES: u64 = 256 << 20;
 /// What is not in them is in the kernel's page cache, a microsecond away. The state is written all over the place, the log at
 /// its ends.
-pub const STATE_CACHE_KIB: i32 = 4 << 10;
-pub const LOG_CACHE_KIB: i32 = 1 << 10;
+const STATE_CACHE_KIB: i32 = 4 << 10;
+const LOG_CACHE_KIB: i32 = 1 << 10;
+/// Nearly every pin has a leaf of the index of CIDs, which are random, written for itself alone: to the write-ahead log,
+/// then to the file. SQLite's usual 4 KiB are twice as much of both; at 1 KiB the trees get so deep that it costs more again.
+/// A file keeps the size it was created with.
+pub const STATE_PAGE_BYTES: u32 = 2048;
+pub const LOG_PAGE_BYTES: u32 = 4096;
 const READER_CACHE_KIB: i32 = 1 << 10;
 /// Imports in any order find their place by a tree over random keys.
 const BUILDER_CACHE_KIB: i32 = 128 << 10;
@@ -58,13 +63,13 @@ pub fn is_large(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > CHECKED_AT_START_BYTES)
 }
 
-/// When a commit is on the disk.
+/// What a file is written for, and so when a commit is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+pub enum Purpose {
     /// When it is answered.
-    EveryCommit,
+    Log,
     /// At the next checkpoint; until then a power cut may take the newest commits, in order.
-    Checkpoint,
+    State,
 }
 
 /// Refuses an SQLite that loses data.
@@ -90,13 +95,18 @@ fn accept(version: &str) -> Result<()> {
 }
 
 /// The one connection that writes `path`, which is created when it is not there.
-pub async fn open_writer(path: &Path, sync: Sync, cache_kib: i32) -> Result<SqliteConnection> {
-    let synchronous = match sync {
-        Sync::EveryCommit => SqliteSynchronous::Full,
-        Sync::Checkpoint => SqliteSynchronous::Normal,
+pub async fn open_writer(path: &Path, purpose: Purpose) -> Result<SqliteConnection> {
+    let (synchronous, cache_kib, page_bytes) = match purpose {
+        Purpose::Log => (SqliteSynchronous::Full, LOG_CACHE_KIB, LOG_PAGE_BYTES),
+        Purpose::State => (SqliteSynchronous::Normal, STATE_CACHE_KIB, STATE_PAGE_BYTES),
     };
     let options = writing(path, cache_kib).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
-    options.synchronous(synchronous).connect().await.map_err(Error::sqlite("open a database for writing"))
+    options
+        .page_size(page_bytes)
+        .synchronous(synchronous)
+        .connect()
+        .await
+        .map_err(Error::sqlite("open a database for writing"))
 }
 
 /// A connection beside the one that writes, which moves its write-ahead log to the file.
@@ -112,10 +122,11 @@ fn writing(path: &Path, cache_kib: i32) -> SqliteConnectOptions {
         .pragma("journal_size_limit", WAL_KEEP_BYTES.to_string())
 }
 
-/// The one connection that fills a new file, which counts for nothing until it is whole and synced.
+/// The one connection that fills a new state, which counts for nothing until it is whole and synced.
 pub async fn open_builder(path: &Path) -> Result<SqliteConnection> {
     options(path, BUILDER_CACHE_KIB)
         .create_if_missing(true)
+        .page_size(STATE_PAGE_BYTES)
         .journal_mode(SqliteJournalMode::Off)
         .synchronous(SqliteSynchronous::Off)
         .connect()
@@ -128,9 +139,9 @@ pub async fn open_reader(path: &Path) -> Result<SqliteConnection> {
     reading(path).connect().await.map_err(Error::sqlite("open a database for reading"))
 }
 
-/// The same, to write what it reads to another file, which need not survive a crash.
+/// The same of a state, to write what it reads to another file, which need not survive a crash.
 pub async fn open_copier(path: &Path) -> Result<SqliteConnection> {
-    let options = reading(path).synchronous(SqliteSynchronous::Off);
+    let options = reading(path).page_size(STATE_PAGE_BYTES).synchronous(SqliteSynchronous::Off);
     options.connect().await.map_err(Error::sqlite("open a database for copying"))
 }
 

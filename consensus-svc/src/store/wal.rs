@@ -108,12 +108,12 @@ mod tests {
     use sqlx::Connection as _;
 
     use super::*;
-    use crate::store::sqlite::{self, Sync};
+    use crate::store::sqlite::{self, Purpose};
 
     /// A log of `commits` transactions, as SQLite writes it.
     async fn written(folder: &Path, commits: usize) -> Vec<u8> {
         let path = folder.join("x.db");
-        let mut connection = sqlite::open_writer(&path, Sync::EveryCommit, sqlite::LOG_CACHE_KIB).await.unwrap();
+        let mut connection = sqlite::open_writer(&path, Purpose::Log).await.unwrap();
         sqlx::query("CREATE TABLE t (v BLOB)").execute(&mut connection).await.unwrap();
         for number in 1..commits {
             sqlx::query("INSERT INTO t VALUES (?)")

@@ -23,9 +23,8 @@ use crate::trace::{Effect, Point, Trace};
 
 const REQUESTS: usize = 40;
 const AFTER_BACKUP: usize = 3;
-const PAGE_BYTES: usize = 4096;
 const WAL_HEADER_BYTES: usize = 32;
-const WAL_FRAME_BYTES: usize = 24 + PAGE_BYTES;
+const FRAME_HEADER_BYTES: usize = 24;
 /// With an edited configuration it may serve where nobody asks. It is put back after so long.
 const ELSEWHERE: Duration = Duration::from_secs(3);
 
@@ -238,12 +237,27 @@ async fn seed_i12_fault_d7_flipped_bytes() {
     report.finish();
 }
 
+/// As SQLite writes one.
+fn number(bytes: &[u8], at: usize, length: usize) -> usize {
+    bytes[at..at + length].iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
+}
+
+/// Where the first page of a database begins, or the first frame of a write-ahead log, and how long each is, as it stands in
+/// their headers. Another file is one page.
+fn layout(file: &str, bytes: &[u8]) -> (usize, usize) {
+    match file {
+        _ if file.ends_with(".db-wal") => (WAL_HEADER_BYTES, FRAME_HEADER_BYTES + number(bytes, 8, 4)),
+        _ if file.ends_with(".db") => (0, number(bytes, 16, 2)),
+        _ => (0, bytes.len()),
+    }
+}
+
 /// Every boundary of pages, or of frames, and one byte to each side of it.
-fn cuts(length: usize, is_wal: bool) -> Vec<usize> {
-    let (first, step) = if is_wal { (WAL_HEADER_BYTES, WAL_FRAME_BYTES) } else { (0, PAGE_BYTES) };
-    let boundaries = std::iter::once(0).chain((first..=length).step_by(step));
+fn cuts(file: &str, bytes: &[u8]) -> Vec<usize> {
+    let (first, step) = layout(file, bytes);
+    let boundaries = std::iter::once(0).chain((first..=bytes.len()).step_by(step));
     let around = boundaries.flat_map(|at| [at.saturating_sub(1), at, at + 1]);
-    let mut cuts: Vec<usize> = around.filter(|at| *at < length).collect();
+    let mut cuts: Vec<usize> = around.filter(|at| *at < bytes.len()).collect();
     cuts.dedup();
     cuts
 }
@@ -258,8 +272,9 @@ async fn seed_i12_fault_d8_cut_files() {
     let stores = STORES.into_iter().filter(|(file, _)| !file.ends_with("-shm"));
     let closed = ["raft/log.db", "raft/state.db"].map(|file| (&templates.closed, file, file));
     for (from, file, name) in stores.map(|(file, name)| (&templates.killed, file, name)).chain(closed) {
-        let length = std::fs::metadata(from.folder.join(file)).expect("it is there").len() as usize;
-        let mut cuts = cuts(length, file.ends_with("-wal"));
+        let whole = std::fs::read(from.folder.join(file)).expect("it is there");
+        let length = whole.len();
+        let mut cuts = cuts(file, &whole);
         cuts.shuffle(&mut random);
         cuts.truncate(extent().choose(3, 100));
         for cut in cuts {
@@ -284,8 +299,8 @@ enum Page {
     Misdirected,
 }
 
-fn damage_page(random: &mut StdRng, kind: Page, mut bytes: Vec<u8>, is_wal: bool, what: &mut String) -> Vec<u8> {
-    let (first, step) = if is_wal { (WAL_HEADER_BYTES, WAL_FRAME_BYTES) } else { (0, PAGE_BYTES) };
+fn damage_page(random: &mut StdRng, kind: Page, mut bytes: Vec<u8>, file: &str, what: &mut String) -> Vec<u8> {
+    let (first, step) = layout(file, &bytes);
     let pages: Vec<usize> = (first..bytes.len()).step_by(step).filter(|at| at + step <= bytes.len()).collect();
     let whole = bytes.clone();
     // Pages may be alike, and then nothing is damaged.
@@ -317,12 +332,12 @@ async fn seed_i12_fault_d11_torn_and_misdirected_pages() {
     let closed = ["raft/log.db", "raft/state.db"].map(|file| (&templates.closed, file, file));
     for (from, file, name) in stores.map(|(file, name)| (&templates.killed, file, name)).chain(closed) {
         // What is one page long has nothing in its second half, and no other page to be mistaken for.
-        let length = std::fs::metadata(from.folder.join(file)).expect("it is there").len() as usize;
-        for round in 0..if length > 2 * WAL_FRAME_BYTES { extent().choose(1, 60) } else { 0 } {
+        let whole = std::fs::read(from.folder.join(file)).expect("it is there");
+        let (first, step) = layout(file, &whole);
+        for round in 0..if whole.len() >= first + 2 * step { extent().choose(1, 60) } else { 0 } {
             for kind in [Page::Torn, Page::Misdirected] {
                 let mut what = format!("{file} {round}");
-                let is_wal = file.ends_with("-wal");
-                let damage = |bytes| damage_page(&mut random, kind, bytes, is_wal, &mut what);
+                let damage = |bytes| damage_page(&mut random, kind, bytes, file, &mut what);
                 let (victim, _folder) = templates.victim(from, Path::new(file), damage);
                 tally.add(outcome_in_time(&victim, &what, name, &templates.pinned).await);
                 report.fault(&format!("{kind:?} page of {file}"));
@@ -338,10 +353,10 @@ async fn seed_i12_fault_d11_torn_and_misdirected_pages() {
 
 /// Where the last transaction of SQLite's write-ahead log begins and ends.
 fn last_transaction(wal: &[u8]) -> (usize, usize) {
-    let number = |at: usize| wal[at..at + 4].iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
-    let frames = (WAL_HEADER_BYTES..).step_by(WAL_FRAME_BYTES).take_while(|at| at + WAL_FRAME_BYTES <= wal.len());
+    let (first, step) = layout("log.db-wal", wal);
+    let frames = (first..).step_by(step).take_while(|at| at + step <= wal.len());
     let ours = frames.filter(|at| wal[at + 8..at + 16] == wal[16..24]);
-    let commits: Vec<usize> = ours.filter(|at| number(at + 4) != 0).map(|at| at + WAL_FRAME_BYTES).collect();
+    let commits: Vec<usize> = ours.filter(|at| number(wal, at + 4, 4) != 0).map(|at| at + step).collect();
     let [.., before, last] = commits[..] else { panic!("only {} transactions", commits.len()) };
     (before, last)
 }

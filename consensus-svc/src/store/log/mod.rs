@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
 use super::record::{LogId, Record, Vote, split_group};
-use super::sqlite::{self, Sync};
+use super::sqlite::{self, Purpose};
 use super::wal;
 use cache::{Cache, Cached};
 use writer::{Op, Writer};
@@ -98,7 +98,7 @@ impl Log {
     }
 
     async fn load(path: &Path, cache_bytes: usize) -> Result<(SqliteConnection, Cache)> {
-        let mut connection = sqlite::open_writer(path, Sync::EveryCommit, sqlite::LOG_CACHE_KIB).await?;
+        let mut connection = sqlite::open_writer(path, Purpose::Log).await?;
         if sqlite::prepare(&mut connection, path, VERSION, SCHEMA).await? == 1 {
             let doing = "bring the log to this version's format";
             sqlx::raw_sql(FROM_1).execute(&mut connection).await.map_err(Error::sqlite(doing))?;

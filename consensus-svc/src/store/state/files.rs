@@ -179,7 +179,7 @@ pub fn sync_wal(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::{STATE_CACHE_KIB, Sync, open_writer};
+    use crate::store::sqlite::{Purpose, open_writer};
 
     /// Goal: whatever moment a crash hits, exactly one whole state is found, and nothing else stays.
     #[test]
@@ -213,7 +213,7 @@ mod tests {
     async fn what_is_open_is_not_replaced() {
         let temporary = tempfile::TempDir::new().unwrap();
         let folder = temporary.path().to_owned();
-        let mut connection = open_writer(&folder.join(FIRST), Sync::Checkpoint, STATE_CACHE_KIB).await.unwrap();
+        let mut connection = open_writer(&folder.join(FIRST), Purpose::State).await.unwrap();
         sqlx::raw_sql("CREATE TABLE t (v)").execute(&mut connection).await.unwrap();
         let replacing = tokio::task::spawn_blocking({
             let folder = folder.clone();

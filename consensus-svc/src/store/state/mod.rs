@@ -32,12 +32,12 @@ use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::checkpoints::{Checkpoints, STATE_PAGES};
+use super::checkpoints::{Checkpoints, STATE_WAL_BYTES};
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
 use super::recent::Recent;
 use super::record::{LogId, Membership, Record};
-use super::sqlite::{self, Many, Sync};
+use super::sqlite::{self, Many, Purpose};
 use crate::pinset::{Outcome, PeerTable, View};
 pub use copy::{Copy, Incoming, Keeps, Reading};
 pub use files::{FIRST as FIRST_FILE, replace};
@@ -193,9 +193,7 @@ impl State {
 
     async fn connect(folder: &Path) -> Result<(SqliteConnection, PathBuf)> {
         let path = files::current(folder)?;
-        let connection = sqlite::open_writer(&path, Sync::Checkpoint, sqlite::STATE_CACHE_KIB)
-            .await
-            .map_err(|error| error.in_file(&path))?;
+        let connection = sqlite::open_writer(&path, Purpose::State).await.map_err(|error| error.in_file(&path))?;
         Ok((connection, path))
     }
 
@@ -225,7 +223,7 @@ impl State {
         scope: Scope,
     ) -> Result<State> {
         let (view, meta) = rows::load_status(&mut connection).await.map_err(|error| error.in_file(&path))?;
-        let checkpoints = Checkpoints::beside(&path, &failure, STATE_PAGES)?;
+        let checkpoints = Checkpoints::beside(&path, &failure, STATE_WAL_BYTES)?;
         let rows = Rows::open(connection, Arc::new(Statements::new()), checkpoints).await;
         let mut rows = rows.map_err(|error| error.in_file(&path))?;
         match scope {

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use pinfold_proto::storage::{self, command::Command as Kind};
 use pinfold_proto::types;
-use sqlx::Row;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, Row};
 use tempfile::TempDir;
 
 use super::*;
@@ -319,6 +320,40 @@ async fn a_copy_replaces_a_state() {
     let target = open(&to).await;
     assert_eq!(list_all(&target, &[]).await, same);
     assert_eq!(target.checkpoint().await.unwrap().applied.unwrap().index, 20);
+}
+
+/// Goal: a state keeps the size of its pages, which is another one where it was created by an older version; a copy of it
+/// has ours.
+#[tokio::test]
+async fn copies_have_pages_of_our_size() {
+    async fn page_bytes(path: &Path) -> i64 {
+        let mut connection = sqlite::open_reader(path).await.unwrap();
+        sqlx::query_scalar("PRAGMA page_size").fetch_one(&mut connection).await.unwrap()
+    }
+    let ours = i64::from(sqlite::STATE_PAGE_BYTES);
+    for created_with in [ours, 4096] {
+        let (folder, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let path = folder.path().join(FIRST_FILE);
+        if created_with != ours {
+            let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true).page_size(4096);
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql(rows::SCHEMA).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        }
+        let state = open(&folder).await;
+        state.apply(vec![found(1), put(2, (0..500).map(|number| pin(&cid(number), &[0])).collect(), 0)]).await.unwrap();
+        state.checkpoint().await.unwrap();
+        assert_eq!(page_bytes(&path).await, created_with);
+
+        let copy = state.copy().await.unwrap();
+        assert_eq!(page_bytes(&copy.path).await, ours);
+        let target = open(&to).await;
+        let mut incoming = target.receive().await.unwrap();
+        incoming.write(std::fs::read(&copy.path).unwrap().into()).await.unwrap();
+        target.install(incoming.end().await.unwrap().check(Keeps::Pins).await.unwrap()).await.unwrap();
+        target.verify().await.unwrap();
+        assert_eq!(list_all(&target, &[]).await, list_all(&state, &[]).await);
+    }
 }
 
 /// Goal: a damaged copy is refused, and the state stays.

@@ -14,10 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::rows::{self, Held, Loaded, Put, Rows, Scope};
 use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
-use crate::store::checkpoints::{Checkpoints, STATE_PAGES};
+use crate::store::checkpoints::{Checkpoints, STATE_WAL_BYTES};
 use crate::store::error::{Error, Result};
 use crate::store::record::{LogId, Membership, Payload, Record};
-use crate::store::sqlite::{self, Sync};
+use crate::store::sqlite::{self, Purpose};
 
 /// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
@@ -348,10 +348,10 @@ impl Writer {
         let adopted = tokio::task::spawn_blocking(move || files::adopt(&folder, &previous, &file));
         let path = adopted.await.map_err(|_| Error::Closed)??;
 
-        let mut connection = sqlite::open_writer(&path, Sync::Checkpoint, sqlite::STATE_CACHE_KIB).await?;
+        let mut connection = sqlite::open_writer(&path, Purpose::State).await?;
         sqlite::prepare(&mut connection, &path, rows::VERSION, rows::SCHEMA).await?;
         let (view, meta) = rows::load_status(&mut connection).await?;
-        let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_PAGES)?;
+        let checkpoints = Checkpoints::beside(&path, &shared.failure, STATE_WAL_BYTES)?;
         let rows = Rows::open(connection, statements, checkpoints).await?;
         let before = std::mem::replace(&mut *shared.generation.write(), Arc::new(Generation::open(&path)));
         tokio::spawn(async move {
