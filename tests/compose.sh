@@ -53,7 +53,7 @@ if ! docker image inspect "$RUNTIME_IMAGE" >/dev/null 2>&1; then
   mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null \
     | sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\(http[^ ]*\) .*/\2/p; s/^URIs: *//p' | head -n 1 || true)
   # The C compiler is for the build image, which is made of this one.
-  debootstrap --variant=minbase --include=gcc,libc6-dev bookworm "$work/base" ${mirror:+"$mirror"} \
+  debootstrap --variant=minbase --include=gcc,libc6-dev,make bookworm "$work/base" ${mirror:+"$mirror"} \
     >"$work/debootstrap.log" 2>&1 \
     || { tail -n 5 "$work/debootstrap.log"; skip "debootstrap could not make a base image"; }
   tar -C "$work/base" -c . | docker import - "$RUNTIME_IMAGE" >/dev/null
