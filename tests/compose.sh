@@ -21,7 +21,9 @@ project=pinfoldtest$$
 port=$((20000 + RANDOM % 20000))
 # The build image holds what Cargo.lock names, so it is another one when that changes.
 lock=$(sha256sum Cargo.lock | cut -c1-12)
-export BUILD_IMAGE=pinfold-test-build:$lock RUNTIME_IMAGE=pinfold-test-base PROFILE=dev CARGO_FLAGS=--offline PINFOLD_PORT=$port
+# The C compiler and make are for the build image, which is made of the other one.
+packages=gcc,libc6-dev,make
+export BUILD_IMAGE=pinfold-test-build:$lock RUNTIME_IMAGE=pinfold-test-base:${packages//,/-} PROFILE=dev CARGO_FLAGS=--offline PINFOLD_PORT=$port
 export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
 daemon=
 
@@ -52,8 +54,7 @@ if ! docker image inspect "$RUNTIME_IMAGE" >/dev/null 2>&1; then
   echo "compose: making a base image with debootstrap"
   mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null \
     | sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\(http[^ ]*\) .*/\2/p; s/^URIs: *//p' | head -n 1 || true)
-  # The C compiler is for the build image, which is made of this one.
-  debootstrap --variant=minbase --include=gcc,libc6-dev,make bookworm "$work/base" ${mirror:+"$mirror"} \
+  debootstrap --variant=minbase --include="$packages" bookworm "$work/base" ${mirror:+"$mirror"} \
     >"$work/debootstrap.log" 2>&1 \
     || { tail -n 5 "$work/debootstrap.log"; skip "debootstrap could not make a base image"; }
   tar -C "$work/base" -c . | docker import - "$RUNTIME_IMAGE" >/dev/null
