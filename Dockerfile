@@ -1,5 +1,5 @@
 # All programs of a peer in one image; what runs is the command. The base images can be replaced (mirrors, air-gapped
-# builds, tests): docker build --build-arg BUILD_IMAGE=… --build-arg RUNTIME_IMAGE=… .
+# builds, tests; the one that builds has Rust, a C compiler and make): docker build --build-arg BUILD_IMAGE=… --build-arg RUNTIME_IMAGE=… .
 ARG BUILD_IMAGE=rust:1-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 

@@ -202,6 +202,9 @@ async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) 
 
 #[cfg(test)]
 mod tests {
+    use sqlx::ConnectOptions as _;
+    use sqlx::sqlite::SqliteConnectOptions;
+
     use super::*;
     use crate::store::sqlite::{Purpose, open_writer};
 
@@ -241,6 +244,23 @@ mod tests {
         let mut connection = open_mover(&path).await.unwrap();
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut connection).await.unwrap();
         assert_eq!(rows as u64, ROWS);
+    }
+
+    /// Goal: the bound in bytes is one in pages of the size that the file has, whoever created it.
+    #[tokio::test]
+    async fn pages_are_those_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for bytes in [512_u32, 4096, 65_536] {
+            let path = folder.path().join(format!("{bytes}.db"));
+            let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true).page_size(bytes);
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql("CREATE TABLE t (v BLOB)").execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            assert_eq!(page_bytes(&File::open(&path).unwrap()), u64::from(bytes));
+        }
+        let empty = folder.path().join("empty.db");
+        std::fs::write(&empty, "").unwrap();
+        assert_eq!(page_bytes(&File::open(&empty).unwrap()), PAGE_BYTES);
     }
 
     /// Goal: what fails beside the writer is told at once, though the writer writes nothing more, and to the writer too.
