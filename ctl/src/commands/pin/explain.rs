@@ -90,9 +90,11 @@ impl Explanation {
         for peer in &self.peers {
             peer.write(&mut text, now);
         }
-        if self.remote_peers > 0 {
-            let _ = writeln!(text, "\n{} more peers have nothing to do with it.", self.remote_peers);
-        }
+        let _ = match self.remote_peers {
+            0 => Ok(()),
+            1 => writeln!(text, "\n1 more peer has nothing to do with it."),
+            peers => writeln!(text, "\n{peers} more peers have nothing to do with it."),
+        };
         text
     }
 }
@@ -304,7 +306,7 @@ mod tests {
             "3 attempts, the next in 4 min",
             "it said: no progress for 2m",
             "→ bring back a node",
-            "1 more peers",
+            "1 more peer has",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
