@@ -158,6 +158,7 @@ fn page_bytes(file: &File) -> u64 {
         // SQLite's way of writing 65,536.
         Ok(1) => 1 << 16,
         Ok(bytes) if bytes.is_power_of_two() => u64::from(bytes),
+        // What is wrong with that page is for SQLite to say, which reads it before anything else.
         Ok(_) | Err(_) => u64::from(STATE_PAGE_BYTES),
     }
 }
