@@ -130,19 +130,19 @@ impl View {
     }
 }
 
-/// Every CID whose row must be loaded before `command` is applied.
-pub fn cids_of(command: &storage::Command) -> Vec<Vec<u8>> {
+/// Every CID whose row must be loaded before `command` is applied; one that it names twice is there twice.
+pub fn cids_of(command: &storage::Command) -> Vec<&[u8]> {
     match &command.command {
         Some(Kind::PutMany(many)) => many.puts.iter().filter_map(put_cid).collect(),
-        Some(Kind::Unpin(unpin)) => vec![unpin.cid.clone()],
-        Some(Kind::UnpinMany(many)) => many.unpins.iter().map(|unpin| unpin.cid.clone()).collect(),
+        Some(Kind::Unpin(unpin)) => vec![&unpin.cid],
+        Some(Kind::UnpinMany(many)) => many.unpins.iter().map(|unpin| unpin.cid.as_slice()).collect(),
         Some(Kind::Replace(replace)) => {
-            replace.new.iter().filter_map(put_cid).chain(std::iter::once(replace.old.clone())).collect()
+            replace.new.iter().filter_map(put_cid).chain(std::iter::once(replace.old.as_slice())).collect()
         }
-        Some(Kind::Reallocate(many)) => many.moves.iter().map(|step| step.cid.clone()).collect(),
-        Some(Kind::Settle(settle)) => vec![settle.cid.clone()],
-        Some(Kind::SettleMany(many)) => many.settles.iter().map(|settle| settle.cid.clone()).collect(),
-        Some(Kind::Expire(expire)) => vec![expire.cid.clone()],
+        Some(Kind::Reallocate(many)) => many.moves.iter().map(|step| step.cid.as_slice()).collect(),
+        Some(Kind::Settle(settle)) => vec![&settle.cid],
+        Some(Kind::SettleMany(many)) => many.settles.iter().map(|settle| settle.cid.as_slice()).collect(),
+        Some(Kind::Expire(expire)) => vec![&expire.cid],
         Some(
             Kind::PeerJoin(_)
             | Kind::PeerAway(_)
@@ -156,17 +156,17 @@ pub fn cids_of(command: &storage::Command) -> Vec<Vec<u8>> {
     }
 }
 
-fn put_cid(put: &storage::Put) -> Option<Vec<u8>> {
-    put.pin.as_ref().map(|pin| pin.cid.clone())
+fn put_cid(put: &storage::Put) -> Option<&[u8]> {
+    put.pin.as_ref().map(|pin| pin.cid.as_slice())
 }
 
-/// Every request key whose row must be loaded before `command` is applied.
-pub fn keys_of(command: &storage::Command) -> Vec<Vec<u8>> {
-    let mut keys: BTreeSet<Vec<u8>> = match &command.command {
-        Some(Kind::PutMany(many)) => many.puts.iter().map(|put| put.request_key.clone()).collect(),
-        Some(Kind::Unpin(unpin)) => [unpin.request_key.clone()].into(),
-        Some(Kind::UnpinMany(many)) => many.unpins.iter().map(|unpin| unpin.request_key.clone()).collect(),
-        Some(Kind::Replace(replace)) => replace.new.iter().map(|put| put.request_key.clone()).collect(),
+/// Every request key whose row must be loaded before `command` is applied, each once.
+pub fn keys_of(command: &storage::Command) -> BTreeSet<&[u8]> {
+    let mut keys: BTreeSet<&[u8]> = match &command.command {
+        Some(Kind::PutMany(many)) => many.puts.iter().map(|put| put.request_key.as_slice()).collect(),
+        Some(Kind::Unpin(unpin)) => [unpin.request_key.as_slice()].into(),
+        Some(Kind::UnpinMany(many)) => many.unpins.iter().map(|unpin| unpin.request_key.as_slice()).collect(),
+        Some(Kind::Replace(replace)) => replace.new.iter().map(|put| put.request_key.as_slice()).collect(),
         Some(
             Kind::Reallocate(_)
             | Kind::Settle(_)
@@ -182,16 +182,16 @@ pub fn keys_of(command: &storage::Command) -> Vec<Vec<u8>> {
         )
         | None => BTreeSet::new(),
     };
-    keys.insert(command.request_key.clone());
+    keys.insert(&command.request_key);
     keys.remove([].as_slice());
-    keys.into_iter().collect()
+    keys
 }
 
 /// Carries out one committed command. Its rows must be loaded.
 pub fn apply(view: &mut View, index: u64, command: &storage::Command) -> Result<Outcome, Halt> {
     let kind = command.command.as_ref().ok_or(Halt::UnknownCommand { index })?;
-    if cids_of(command).iter().any(|cid| !view.pins.contains_key(cid))
-        || keys_of(command).iter().any(|key| !view.keys.contains_key(key))
+    if cids_of(command).into_iter().any(|cid| !view.pins.contains_key(cid))
+        || keys_of(command).into_iter().any(|key| !view.keys.contains_key(key))
     {
         return Err(Halt::NotLoaded { index });
     }

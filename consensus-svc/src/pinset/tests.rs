@@ -34,10 +34,10 @@ fn command(kind: Kind) -> Command {
 /// Loads what the command names as absent where it is not loaded yet, and applies it.
 fn run_command(view: &mut View, index: u64, command: &Command) -> Outcome {
     for cid in cids_of(command) {
-        view.pins.entry(cid).or_default();
+        view.pins.entry(cid.to_vec()).or_default();
     }
     for key in keys_of(command) {
-        view.keys.entry(key).or_default();
+        view.keys.entry(key.to_vec()).or_default();
     }
     apply(view, index, command).unwrap()
 }
@@ -352,10 +352,10 @@ fn batches_do_not_matter() {
             view.forget_rows();
             for (_, command) in batch {
                 for cid in cids_of(command) {
-                    view.pins.insert(cid.clone(), pins.get(&cid).cloned());
+                    view.pins.insert(cid.to_vec(), pins.get(cid).cloned());
                 }
                 for key in keys_of(command) {
-                    view.keys.insert(key.clone(), keys.get(&key).cloned());
+                    view.keys.insert(key.to_vec(), keys.get(key).cloned());
                 }
             }
             for (index, command) in batch {

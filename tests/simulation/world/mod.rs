@@ -311,10 +311,10 @@ impl World {
     fn apply(&mut self, command: &storage::Command) -> pinset::Outcome {
         self.index += 1;
         for cid in pinset::cids_of(command) {
-            self.view.pins.entry(cid).or_insert(None);
+            self.view.pins.entry(cid.to_vec()).or_insert(None);
         }
         for key in pinset::keys_of(command) {
-            self.view.keys.entry(key).or_insert(None);
+            self.view.keys.entry(key.to_vec()).or_insert(None);
         }
         let outcome = pinset::apply(&mut self.view, self.index, command).expect("a command that this version knows");
         let dirty = self.view.take_dirty();

@@ -189,9 +189,10 @@ impl Writer {
         }
         let (pin_count, pruned_minute) = (self.view.pin_count, self.view.pruned_minute);
         let rows = self.rows.mark();
-        let (cids, _) = named(records);
-        let count = cids.len();
-        self.view.pins.extend(cids.into_iter().map(|cid| (cid, None)));
+        for cid in commands(records).flat_map(pinset::cids_of) {
+            self.view.pins.insert(cid.to_vec(), None);
+        }
+        let count = self.view.pins.len();
         let (outcomes, _) = self.apply_each(records)?;
         let dirty = self.view.take_dirty();
         let is_row = |cid: &Vec<u8>| self.view.pins.get(cid).is_some_and(Option::is_some);
@@ -430,15 +431,17 @@ fn puts_new_rows(record: &Record) -> bool {
     }
 }
 
-/// The rows that the batch needs, each once.
+fn commands(records: &[Record]) -> impl Iterator<Item = &storage::Command> {
+    records.iter().filter_map(|record| match &record.payload {
+        Payload::Command(proposal) => Some(&proposal.command),
+        Payload::Blank | Payload::Membership(_) => None,
+    })
+}
+
+/// The rows that the batch needs, each once, in the order of their trees.
 fn named(records: &[Record]) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let mut cids = BTreeSet::new();
-    let mut keys = BTreeSet::new();
-    for record in records {
-        if let Payload::Command(proposal) = &record.payload {
-            cids.extend(pinset::cids_of(&proposal.command));
-            keys.extend(pinset::keys_of(&proposal.command));
-        }
-    }
-    (cids.into_iter().collect(), keys.into_iter().collect())
+    let cids: BTreeSet<&[u8]> = commands(records).flat_map(pinset::cids_of).collect();
+    let keys: BTreeSet<&[u8]> = commands(records).flat_map(pinset::keys_of).collect();
+    let owned = |set: BTreeSet<&[u8]>| set.into_iter().map(<[u8]>::to_vec).collect();
+    (owned(cids), owned(keys))
 }
