@@ -19,7 +19,10 @@ const FRESH: Duration = Duration::from_secs(5);
 /// Between two looks for the gauges.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(15);
 /// Rows of one query.
-const PAGE: usize = 1000;
+const PAGE: usize = 250;
+/// After each query a look rests for so many times what that took: after a large loss it is about very many, and looking at
+/// them is work for the thread that requests wait for.
+const RESTS: u32 = 2;
 /// Rows of one answer; beyond that the counts are told as "at least".
 const MAX_ROWS: usize = 1_000_000;
 
@@ -97,20 +100,24 @@ async fn count(state: &State, max_rows: usize) -> Result<Counts> {
         if standing(&facts, &peer) != Standing::Counts {
             let mut after = 0;
             while rows_left > 0 {
+                let started = Instant::now();
                 let page = state.allocated_to(&peer, after, PAGE.min(rows_left)).await?;
                 let Some(last) = page.last() else { break };
                 after = last.row;
                 rows_left -= page.len();
                 page.iter().for_each(|holding| count_lacking(&mut counts, &facts, &peer, &holding.pin));
+                tokio::time::sleep(started.elapsed() * RESTS).await;
             }
         }
         let mut after = 0;
         while rows_left > 0 {
+            let started = Instant::now();
             let page = state.leaving(&peer, after, PAGE.min(rows_left)).await?;
             let Some(last) = page.last() else { break };
             after = last.row;
             rows_left -= page.len();
             page.iter().for_each(|holding| count_surplus(&mut counts, &facts, &peer, &holding.pin));
+            tokio::time::sleep(started.elapsed() * RESTS).await;
         }
     }
     counts.is_partial = rows_left == 0;
