@@ -12,7 +12,8 @@ use crate::core::{Core, Leader};
 use crate::pinset::PeerTable;
 use crate::raft::{ChangeError, NodeAndPeer, RaftStatus};
 
-/// A learner that is behind by fewer entries may vote.
+/// A learner that is behind by fewer entries may vote, once it has what the leader had when the round began: what is
+/// written after it got its vote may wait for it, and would wait for all that it lacks (Raft thesis, 4.2.1).
 const MAX_LAG_TO_VOTE: u64 = 1000;
 /// One that has not answered for so many heartbeats may not: its vote would count where it can't be given (seed:F11).
 const SILENT_HEARTBEATS: u32 = 5;
@@ -25,16 +26,20 @@ const STEP_DEADLINE: Duration = Duration::from_secs(10);
 pub async fn supervise(core: Arc<Core>, shutdown: Shutdown) {
     let mut facts = core.state.watch_facts();
     let work = async {
+        let mut round = Round::begin(&core);
         loop {
+            if round.begun.elapsed() >= core.raft.config().election_timeout_max {
+                round = Round::begin(&core);
+            }
             let leads = matches!(core.position.borrow().leader, Leader::This { .. });
-            let stepped = leads && supervise_once(&core).await;
+            let stepped = leads && supervise_once(&core, round).await;
             if stepped {
                 continue;
             }
             tokio::select! {
                 () = tokio::time::sleep(SUPERVISE_INTERVAL) => {}
                 () = core.membership_changed.notified() => {}
-                () = learner_catches_up(&core) => {}
+                () = learner_catches_up(&core, round) => {}
                 changed = facts.changed() => if changed.is_err() { return },
             }
         }
@@ -42,18 +47,33 @@ pub async fn supervise(core: Arc<Core>, shutdown: Shutdown) {
     shutdown.race(work).await;
 }
 
+/// Lasts for an election timeout.
+#[derive(Clone, Copy)]
+struct Round {
+    begun: Instant,
+    /// The last log index of that moment.
+    last: u64,
+}
+
+impl Round {
+    fn begin(core: &Core) -> Round {
+        Round { begun: Instant::now(), last: core.raft.status().borrow().last_log_index }
+    }
+}
+
 /// Until a learner is close enough to vote that was not when this began.
-async fn learner_catches_up(core: &Core) {
+async fn learner_catches_up(core: &Core, round: Round) {
     let mut status = core.raft.status();
-    let close = |status: &RaftStatus| status.learners.iter().filter(|node| is_close(status, **node)).count();
+    let close = |status: &RaftStatus| status.learners.iter().filter(|node| is_close(status, round, **node)).count();
     let before = close(&status.borrow_and_update());
     if status.wait_for(|status| close(status) > before).await.is_err() {
         std::future::pending().await
     }
 }
 
-fn is_close(status: &RaftStatus, node: u64) -> bool {
-    status.lag(node).is_some_and(|lag| lag < MAX_LAG_TO_VOTE)
+fn is_close(status: &RaftStatus, round: Round, node: u64) -> bool {
+    let close = |lag: u64| lag < MAX_LAG_TO_VOTE && status.last_log_index.saturating_sub(lag) >= round.last;
+    status.lag(node).is_some_and(close)
 }
 
 /// What to do next; `None`: all is as it should be.
@@ -74,11 +94,12 @@ struct Rules {
     max_voters: usize,
     /// Who has answered since then is there.
     since: Instant,
+    round: Round,
 }
 
 /// PURE: compares the rows with Raft's configuration.
 fn next_step(rules: &Rules, peers: &PeerTable, status: &RaftStatus) -> Option<Step> {
-    let Rules { own, max_voters, since } = *rules;
+    let Rules { own, max_voters, since, round } = *rules;
     if status.is_joint {
         return Some(Step::FinishJoint);
     }
@@ -118,17 +139,17 @@ fn next_step(rules: &Rules, peers: &PeerTable, status: &RaftStatus) -> Option<St
         .learners
         .iter()
         .copied()
-        .find(|node| is_close(status, *node) && is_there(node) && stays(node))
+        .find(|node| is_close(status, round, *node) && is_there(node) && stays(node))
         .map(Step::Promote)
 }
 
 /// Whether a step was done, so that the next one may follow at once.
-async fn supervise_once(core: &Core) -> bool {
+async fn supervise_once(core: &Core, round: Round) -> bool {
     let status = core.raft.status().borrow().clone();
     let facts = core.state.facts();
     let recent = SILENT_HEARTBEATS * core.raft.config().heartbeat_interval;
     let since = Instant::now().checked_sub(recent).unwrap_or_else(Instant::now);
-    let rules = Rules { own: core.node_id, max_voters: core.config.max_voters, since };
+    let rules = Rules { own: core.node_id, max_voters: core.config.max_voters, since, round };
     let Some(step) = next_step(&rules, &facts.peers, &status) else { return false };
     tracing::info!(?step, "change Raft's configuration");
     let work = async {
@@ -208,13 +229,20 @@ pub(super) mod tests {
     fn seed_f4_f11_the_next_step_is_a_comparison() {
         let healthy = State::Healthy;
         let rows = table(&[(1, healthy), (2, healthy), (3, State::Removed)]);
-        let rules = Rules { own: 1, max_voters: 7, since: Instant::now() };
+        let round = Round { begun: Instant::now(), last: 4400 };
+        let rules = Rules { own: 1, max_voters: 7, since: Instant::now(), round };
         let step = |rows: &PeerTable, status: &RaftStatus| next_step(&rules, rows, status);
         assert_eq!(step(&rows, &RaftStatus { is_joint: true, ..status(&[1], &[]) }), Some(Step::FinishJoint));
         assert_eq!(step(&rows, &status(&[1, 2, 3], &[])), Some(Step::RemoveNodes(vec![3])));
         assert!(matches!(step(&rows, &status(&[1], &[])), Some(Step::AddLearner(node)) if node.node_id == 2));
         assert_eq!(step(&rows, &status(&[1], &[(2, 3000)])), None, "too far behind to vote");
         assert_eq!(step(&rows, &status(&[1], &[(2, 4500)])), Some(Step::Promote(2)));
+        let next_round = Rules { round: Round { last: 4600, ..round }, ..rules };
+        assert_eq!(
+            next_step(&next_round, &rows, &status(&[1], &[(2, 4500)])),
+            None,
+            "it lacks what came before the round"
+        );
         let one = Rules { max_voters: 1, ..rules };
         assert_eq!(next_step(&one, &rows, &status(&[1], &[(2, 4500)])), None, "enough voters");
         let close = status(&[1], &[(2, 4500)]);
