@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
@@ -16,8 +16,9 @@ use tokio::time::timeout;
 use super::error::{Error, Failure, Result};
 use super::sqlite::{LOG_PAGE_BYTES, STATE_PAGE_BYTES, open_mover, sync_wal};
 
-/// Pages in the write-ahead log before they are moved. Those of the log are written once or twice.
-pub const LOG_PAGES: u64 = 4096;
+/// Pages in the write-ahead log before they are moved. Those of the log are written once or twice, and what is proposed
+/// meanwhile waits for all of them.
+pub const LOG_PAGES: u64 = 1024;
 /// CIDs are random, and so are the pages of their index: the more of them wait, the more often one that is written again
 /// is moved once.
 pub const STATE_WAL_BYTES: u64 = 128 << 20;
@@ -25,6 +26,12 @@ pub const STATE_WAL_BYTES: u64 = 128 << 20;
 const AT_MOST: u64 = 2;
 /// What is left of the usual is moved by the writer itself: only with nothing left does the write-ahead log begin anew.
 const SMALL_SHARE: u64 = 256;
+/// In a database so many times as large as its write-ahead log may be, nearly every page that waits is another one, so that
+/// nothing is won by waiting; and to sync all of them, here and there in a large file, holds up whoever syncs another one for
+/// a second. They are moved as soon as so many wait, but no more often than this: each time takes a connection.
+const LARGE: u64 = 4;
+const STEP_PAGES: u64 = 512;
+const STEP_INTERVAL: Duration = Duration::from_millis(100);
 /// The disk gets what is written beside it in small portions, by pages as estimated and by time: whoever syncs another
 /// file meanwhile, as the log does, waits for no more than one of them.
 const SYNC_PAGES: u64 = 1024;
@@ -32,10 +39,16 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Moves a writer's write-ahead log to its file in time.
 pub struct Checkpoints {
-    /// Pages written since the last look, estimated, rather too many than too few.
-    pages: u64,
-    /// At so many they are moved.
+    /// Pages that wait to be moved, and those written since the write-ahead log could begin anew, estimated, rather too many
+    /// than too few.
+    waiting: u64,
+    since_anew: u64,
+    /// It shall begin anew at so many.
     most: u64,
+    /// What the last move left: somebody still reads what was before it, or it came meanwhile.
+    left: u64,
+    /// So many more are moved.
+    step: u64,
     beside: Option<Beside>,
 }
 
@@ -43,6 +56,10 @@ pub struct Checkpoints {
 struct Beside {
     path: PathBuf,
     failure: Failure,
+    /// A file above that is large.
+    large_bytes: u64,
+    /// When the last move began.
+    begun: Option<Instant>,
     /// The database, to sync what was moved to it, which SQLite does with the last page only. Closing it drops SQLite's
     /// locks: it stays open as long as the writer's connection.
     file: Arc<File>,
@@ -55,7 +72,7 @@ struct Beside {
 impl Checkpoints {
     /// By the writer itself, at so many pages. What a file that was not closed has waiting is unknown: the first commit looks.
     pub fn at(most: u64) -> Checkpoints {
-        Checkpoints { pages: most, most, beside: None }
+        Checkpoints { waiting: most, since_anew: most, most, left: 0, step: most, beside: None }
     }
 
     /// Beside the writer of `path`, as long as that keeps up with it. To be dropped after the writer's connection.
@@ -63,13 +80,15 @@ impl Checkpoints {
         let file = File::open(path).map(Arc::new).map_err(Error::io("open a database to sync it"))?;
         let most = most_bytes / page_bytes(&file);
         let (path, failure) = (path.to_owned(), failure.clone());
-        let beside = Beside { path, failure, file, running: None, unsynced: 0, syncing: None };
-        Ok(Checkpoints { pages: most, most, beside: Some(beside) })
+        let large_bytes = LARGE * most_bytes;
+        let beside =
+            Beside { path, failure, large_bytes, begun: None, file, running: None, unsynced: 0, syncing: None };
+        Ok(Checkpoints { beside: Some(beside), ..Checkpoints::at(most) })
     }
 
     /// How much was written is not known.
     pub fn look_next(&mut self) {
-        self.pages = self.most;
+        (self.waiting, self.since_anew) = (self.most, self.most);
     }
 
     /// `rows` were written, with `bytes` in them that do not fit into one page.
@@ -77,7 +96,8 @@ impl Checkpoints {
         /// A leaf of the table and one of each of two indexes.
         const PAGES_OF_A_ROW: usize = 3;
         let pages = (rows * PAGES_OF_A_ROW + bytes / LOG_PAGE_BYTES as usize) as u64;
-        self.pages = self.pages.saturating_add(pages);
+        self.waiting = self.waiting.saturating_add(pages);
+        self.since_anew = self.since_anew.saturating_add(pages);
         if let Some(beside) = &mut self.beside {
             beside.unsynced = beside.unsynced.saturating_add(pages);
         }
@@ -88,31 +108,42 @@ impl Checkpoints {
         if let Some(beside) = &mut self.beside {
             beside.sync_in_time();
         }
-        if self.is_moving() && self.pages < AT_MOST * self.most {
+        if self.is_moving() && self.since_anew < AT_MOST * self.most {
             return Ok(());
         }
         let moved = self.moved().await?;
-        if moved.is_none() && self.pages < self.most {
+        if moved.is_none() && !self.is_step() && !self.is_full() {
             return Ok(());
         }
-        self.pages = look(connection).await?;
-        let enough = if moved.is_some() { self.most / SMALL_SHARE } else { self.most };
+        let pages = look(connection).await?;
+        self.waiting = pages.waiting;
+        self.since_anew = self.since_anew.min(pages.all);
+        if moved.is_some() {
+            self.left = self.waiting;
+        }
+        self.step = self.beside.as_ref().map_or(Ok(self.most), |beside| beside.step(self.most))?;
+        // Until it can begin anew, as long as what comes meanwhile gets less; then the writer moves the rest.
+        let is_much = self.waiting >= self.most / SMALL_SHARE && moved.is_none_or(|before| self.waiting < before / 2);
+        let (is_full, is_step) = (self.is_full(), self.is_step());
         match &mut self.beside {
-            // Once more, as long as what comes meanwhile gets less.
-            Some(beside) if self.pages >= enough && moved.is_none_or(|before| self.pages < before / 2) => {
-                let (path, failure, pages) = (beside.path.clone(), beside.failure.clone(), self.pages);
-                let file = beside.file.clone();
-                beside.running = Some(tokio::spawn(async move {
-                    let moved = move_all(&path, &file).await.map_err(|error| error.in_file(&path));
-                    // The writer may have nothing to write for long.
-                    moved.inspect_err(|error| failure.set(error)).map(|()| pages)
-                }));
+            Some(beside) if is_full && is_much || !is_full && is_step => beside.begin(self.waiting),
+            Some(_) | None if is_full => {
+                self.waiting = move_by(connection).await?.waiting;
+                (self.left, self.since_anew) = (self.waiting, 0);
             }
-            Some(_) if moved.is_some() => self.pages = move_by(connection).await?,
-            None if self.pages >= self.most => self.pages = move_by(connection).await?,
             Some(_) | None => {}
         }
         Ok(())
+    }
+
+    /// Whether it is time for the write-ahead log to begin anew.
+    fn is_full(&self) -> bool {
+        self.since_anew >= self.most
+    }
+
+    fn is_step(&self) -> bool {
+        let begun = self.beside.as_ref().and_then(|beside| beside.begun);
+        self.waiting >= self.left.saturating_add(self.step) && begun.is_none_or(|at| at.elapsed() >= STEP_INTERVAL)
     }
 
     fn is_moving(&self) -> bool {
@@ -135,6 +166,23 @@ impl Checkpoints {
 }
 
 impl Beside {
+    /// Begins to move what waits.
+    fn begin(&mut self, pages: u64) {
+        self.begun = Some(Instant::now());
+        let (path, file, failure) = (self.path.clone(), self.file.clone(), self.failure.clone());
+        self.running = Some(tokio::spawn(async move {
+            let moved = move_all(&path, &file).await.map_err(|error| error.in_file(&path));
+            // The writer may have nothing to write for long.
+            moved.inspect_err(|error| failure.set(error)).map(|()| pages)
+        }));
+    }
+
+    /// How many pages are moved at a time.
+    fn step(&self, most: u64) -> Result<u64> {
+        let bytes = self.file.metadata().map_err(Error::io("look at the size of a database"))?.len();
+        Ok(if bytes > self.large_bytes { STEP_PAGES.min(most) } else { most })
+    }
+
     /// Gives the write-ahead log to the disk when enough of it waits, one portion at a time.
     fn sync_in_time(&mut self) {
         let is_syncing = self.syncing.as_ref().is_some_and(|syncing| !syncing.is_finished());
@@ -186,19 +234,25 @@ async fn sync(file: &Arc<File>) -> Result<()> {
     synced.map_err(Error::io("sync a database"))
 }
 
-/// Pages in the write-ahead log that are not in the file.
-async fn look(connection: &mut SqliteConnection) -> Result<u64> {
-    waiting_pages(connection, "PRAGMA wal_checkpoint(NOOP)").await
+/// Of a write-ahead log: its pages, and those that are not in the file.
+struct Pages {
+    all: u64,
+    waiting: u64,
+}
+
+async fn look(connection: &mut SqliteConnection) -> Result<Pages> {
+    pages_after(connection, "PRAGMA wal_checkpoint(NOOP)").await
 }
 
 /// The same after they were moved. Those that a reader still needs wait.
-async fn move_by(connection: &mut SqliteConnection) -> Result<u64> {
-    waiting_pages(connection, "PRAGMA wal_checkpoint(PASSIVE)").await
+async fn move_by(connection: &mut SqliteConnection) -> Result<Pages> {
+    pages_after(connection, "PRAGMA wal_checkpoint(PASSIVE)").await
 }
 
-async fn waiting_pages(connection: &mut SqliteConnection, pragma: &'static str) -> Result<u64> {
+async fn pages_after(connection: &mut SqliteConnection, pragma: &'static str) -> Result<Pages> {
     let row = sqlx::query(pragma).fetch_one(connection).await.map_err(Error::sqlite("move the write-ahead log"))?;
-    Ok(row.get::<i64, _>(1).saturating_sub(row.get::<i64, _>(2)).max(0) as u64)
+    let (all, moved): (i64, i64) = (row.get(1), row.get(2));
+    Ok(Pages { all: all.max(0) as u64, waiting: all.saturating_sub(moved).max(0) as u64 })
 }
 
 #[cfg(test)]
@@ -245,6 +299,33 @@ mod tests {
         let mut connection = open_mover(&path).await.unwrap();
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut connection).await.unwrap();
         assert_eq!(rows as u64, ROWS);
+    }
+
+    /// Goal: a large database gets its pages in small portions, long before its write-ahead log has to begin anew.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn large_files_are_moved_in_steps() {
+        const MOST: u64 = 8 * STEP_PAGES;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        let mut connection = database(&path).await;
+        for is_large in [false, true] {
+            let mut checkpoints = Checkpoints::beside(&path, &Failure::default(), MOST * PAGE_BYTES).unwrap();
+            for _ in 0..MOST / 4 {
+                write(&mut connection, &mut checkpoints).await;
+                checkpoints.keep_up(&mut connection).await.unwrap();
+            }
+            tokio::time::sleep(2 * STEP_INTERVAL).await;
+            write(&mut connection, &mut checkpoints).await;
+            checkpoints.keep_up(&mut connection).await.unwrap();
+            checkpoints.settle().await.unwrap();
+            let waiting = look(&mut connection).await.unwrap().waiting;
+            let expected = if is_large { 0..STEP_PAGES } else { MOST / 4..MOST };
+            assert!(expected.contains(&waiting), "{waiting} pages wait, large: {is_large}");
+            for _ in 0..LARGE * MOST {
+                write(&mut connection, &mut checkpoints).await;
+            }
+            move_by(&mut connection).await.unwrap();
+        }
     }
 
     /// Goal: the bound in bytes is one in pages of the size that the file has, whoever created it.
