@@ -20,9 +20,10 @@ const FRESH: Duration = Duration::from_secs(5);
 const GAUGES_INTERVAL: Duration = Duration::from_secs(15);
 /// Rows of one query.
 const PAGE: usize = 250;
-/// After each query a look rests for so many times what that took: after a large loss it is about very many, and looking at
-/// them is work for the thread that requests wait for.
+/// After each query a look rests for so many times what that took, within bounds: after a large loss it is about very many,
+/// and looking at them is work for the thread that requests wait for.
 const RESTS: u32 = 2;
+const REST_AT_MOST: Duration = Duration::from_millis(5);
 /// Rows of one answer; beyond that the counts are told as "at least".
 const MAX_ROWS: usize = 1_000_000;
 
@@ -106,7 +107,7 @@ async fn count(state: &State, max_rows: usize) -> Result<Counts> {
                 after = last.row;
                 rows_left -= page.len();
                 page.iter().for_each(|holding| count_lacking(&mut counts, &facts, &peer, &holding.pin));
-                tokio::time::sleep(started.elapsed() * RESTS).await;
+                rest(started).await;
             }
         }
         let mut after = 0;
@@ -117,11 +118,15 @@ async fn count(state: &State, max_rows: usize) -> Result<Counts> {
             after = last.row;
             rows_left -= page.len();
             page.iter().for_each(|holding| count_surplus(&mut counts, &facts, &peer, &holding.pin));
-            tokio::time::sleep(started.elapsed() * RESTS).await;
+            rest(started).await;
         }
     }
     counts.is_partial = rows_left == 0;
     Ok(counts)
+}
+
+async fn rest(started: Instant) {
+    tokio::time::sleep((started.elapsed() * RESTS).min(REST_AT_MOST)).await;
 }
 
 /// A pin that is allocated to `seen_at`, which does not count. Counted at the first such peer only.
