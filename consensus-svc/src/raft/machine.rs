@@ -19,7 +19,7 @@ use super::types::{
     snapshot_meta, stored_membership,
 };
 use crate::pinset::Outcome;
-use crate::store::{self, Copy, Record, State};
+use crate::store::{self, Copy, Log, Record, State};
 
 /// Entries that go to the state at once, and the bytes of their commands.
 const MAX_BATCH_ENTRIES: usize = 2048;
@@ -88,14 +88,16 @@ impl Drop for Transfer {
 
 pub struct Machine {
     state: State,
+    /// The library's own suite applies what no log has.
+    log: Option<Log>,
     transfers: Transfers,
     /// What the last snapshot covers; none in this process yet: `None`.
     built: Arc<Mutex<Option<SnapshotMeta>>>,
 }
 
 impl Machine {
-    pub fn new(state: State, transfers: Transfers) -> Machine {
-        Machine { state, transfers, built: Arc::default() }
+    pub fn new(state: State, log: Option<Log>, transfers: Transfers) -> Machine {
+        Machine { state, log, transfers, built: Arc::default() }
     }
 
     fn snapshot(&self, meta: SnapshotMeta) -> MachineSnapshot {
@@ -188,8 +190,10 @@ impl Machine {
         records: Vec<Record>,
         responders: Vec<Option<openraft::storage::ApplyResponder<Types>>>,
     ) -> io::Result<()> {
-        if records.is_empty() {
-            return Ok(());
+        let Some(last) = records.last() else { return Ok(()) };
+        // What a majority of others has is committed, whether it is on this disk or not. The state is never ahead of its log.
+        if let Some(log) = &self.log {
+            log.durable(last.id.index).await.map_err(io_error)?;
         }
         let done = Box::new(move |outcomes: store::Result<Vec<Option<Outcome>>>| {
             // An error stops the process. Until then nobody knows what became of the entries.

@@ -155,6 +155,10 @@ impl Cache {
         }
     }
 
+    pub fn is_durable(&self, index: u64) -> bool {
+        self.durable.max(self.purged.map(|id| id.index)) >= Some(index)
+    }
+
     pub fn truncate_after(&mut self, keep: Option<LogId>) {
         let keep_index = keep.map(|id| id.index);
         if keep_index >= self.last.map(|id| id.index) {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
@@ -68,6 +68,8 @@ pub struct Log(Arc<Shared>);
 struct Shared {
     cache: Mutex<Cache>,
     queue: mpsc::Sender<Op>,
+    /// Something was brought to the disk.
+    written: watch::Sender<()>,
     readers: Readers,
     failure: Failure,
 }
@@ -92,7 +94,8 @@ impl Log {
         let (connection, cache) = Log::load(&path, cache_bytes).await.map_err(|error| error.in_file(&path))?;
         let (queue, ops) = mpsc::channel(QUEUE);
         let readers = Readers::new(&path, READERS);
-        let shared = Arc::new(Shared { cache: Mutex::new(cache), queue, readers, failure });
+        let shared =
+            Arc::new(Shared { cache: Mutex::new(cache), queue, written: watch::Sender::new(()), readers, failure });
         tokio::spawn(Writer::new(connection, Arc::downgrade(&shared), shared.failure.clone()).run(ops));
         Ok(Log(shared))
     }
@@ -177,6 +180,18 @@ impl Log {
         let encoded = entries.iter().map(|entry| (entry.record.id.index, entry.encoded.clone())).collect();
         let epoch = self.0.cache.lock().append(entries)?;
         self.send(Op::Append { entries: encoded, epoch, done }).await
+    }
+
+    /// Waits until everything up to `index` is on disk here, or was purged. A majority of others may have it before.
+    pub async fn durable(&self, index: u64) -> Result<()> {
+        let mut written = self.0.written.subscribe();
+        while !self.0.cache.lock().is_durable(index) {
+            tokio::select! {
+                changed = written.changed() => changed.map_err(|_| Error::Closed)?,
+                error = self.0.failure.happened() => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Removes every entry after `keep`, all without it. Answered when that is on disk.

@@ -39,6 +39,32 @@ async fn ids(log: &Log, start: u64, end: u64) -> Vec<(u64, u64)> {
     records.into_iter().map(|record| (record.id.term, record.id.index)).collect()
 }
 
+/// Goal: whoever waits for an entry to be on disk waits for that one, or hears that it will never be.
+#[tokio::test]
+async fn durable_is_what_is_on_disk() {
+    let folder = TempDir::new().unwrap();
+    let log = open(&folder, usize::MAX).await;
+    append(&log, 1, 0..3).await;
+    log.durable(2).await.unwrap();
+    let waiting = tokio::spawn({
+        let log = log.clone();
+        async move { log.durable(4).await }
+    });
+    append(&log, 1, [3]).await;
+    assert!(!waiting.is_finished());
+    append(&log, 1, [4]).await;
+    waiting.await.unwrap().unwrap();
+    log.purge(id(1, 9)).await.unwrap();
+    log.durable(9).await.unwrap();
+    let never = tokio::spawn({
+        let log = log.clone();
+        async move { log.durable(10).await }
+    });
+    tokio::task::yield_now().await;
+    log.0.failure.set(&Error::damaged("for a test"));
+    assert!(never.await.unwrap().unwrap_err().to_string().contains("for a test"));
+}
+
 /// Goal: what was answered is there after a crash, in every combination of writes.
 #[tokio::test]
 async fn everything_answered_survives() {

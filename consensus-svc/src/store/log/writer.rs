@@ -307,6 +307,8 @@ impl Writer {
             if let Some(vote) = answers.vote {
                 cache.vote = Some(vote);
             }
+            drop(cache);
+            shared.written.send_replace(());
         }
         for done in answers.appends {
             done(result.clone());
