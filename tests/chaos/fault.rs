@@ -34,8 +34,8 @@ pub enum Fault {
     Isolate(Whom, Direction),
     /// This one and one further follower do not see each other; both see the rest.
     CutPair(Whom),
-    /// The next call of this kind fails with this errno in each thread of consensus-svc.
-    DiskError(Whom, &'static str, &'static str),
+    /// The next call of this kind fails in each thread of consensus-svc.
+    DiskError(Whom, &'static str, Effect),
 }
 
 /// A fault that is in effect.
@@ -74,7 +74,7 @@ impl Fault {
             Fault::Isolate(whom, Direction::In) => format!("{} hears nobody", whom.name()),
             Fault::Isolate(whom, Direction::Out) => format!("{} heard by nobody", whom.name()),
             Fault::CutPair(whom) => format!("{} cut from one follower", whom.name()),
-            Fault::DiskError(whom, call, errno) => format!("{errno} at the {}'s {call}", whom.name()),
+            Fault::DiskError(whom, call, effect) => format!("{} at the {}'s {call}", effect.name(), whom.name()),
         }
     }
 
@@ -129,8 +129,8 @@ impl Fault {
                 network(house).drop_packets(victim, &[other], Direction::Both);
                 Active { fault: self, victims: vec![victim, other], effect: InEffect::Dropping }
             }
-            Fault::DiskError(whom, call, errno) => {
-                disk_error(self, house, pick(house, whom, busy).await?, call, errno).await
+            Fault::DiskError(whom, call, effect) => {
+                disk_error(self, house, pick(house, whom, busy).await?, call, effect).await
             }
         };
         Some(active)
@@ -169,11 +169,11 @@ async fn pick(house: &House, whom: Whom, busy: &BTreeSet<usize>) -> Option<usize
     }
 }
 
-async fn disk_error(fault: Fault, house: &House, victim: usize, call: &str, errno: &'static str) -> Active {
+async fn disk_error(fault: Fault, house: &House, victim: usize, call: &str, effect: Effect) -> Active {
     let service = house.consensus(victim);
     let log = tempfile::NamedTempFile::new().expect("a temporary file");
     let point = Point { call: call.to_owned(), nth: 1 };
-    let trace = Trace::inject(&point, Effect::Fail(errno), log.path().to_owned());
+    let trace = Trace::inject(&point, effect, log.path().to_owned());
     let mut states = service.subscribe();
     let pid = service.pid().expect("it runs");
     let died = tokio::spawn(async move {

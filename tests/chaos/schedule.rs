@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::fault::{Fault, Whom};
 use crate::network::Direction;
+use crate::trace::Effect;
 
 /// Everything that this can choose from.
 pub const FAULTS: [Fault; 14] = [
@@ -22,9 +23,9 @@ pub const FAULTS: [Fault; 14] = [
     Fault::Isolate(Whom::Follower, Direction::Both),
     Fault::CutPair(Whom::Leader),
     Fault::CutPair(Whom::Follower),
-    Fault::DiskError(Whom::Leader, "fdatasync", "EIO"),
-    Fault::DiskError(Whom::Follower, "pwrite64", "ENOSPC"),
-    Fault::DiskError(Whom::Leader, "pwrite64", "EIO"),
+    Fault::DiskError(Whom::Leader, "fdatasync", Effect::Fail("EIO")),
+    Fault::DiskError(Whom::Follower, "pwrite64", Effect::Fail("ENOSPC")),
+    Fault::DiskError(Whom::Leader, "pwrite64", Effect::Fail("EIO")),
 ];
 
 const SHORTEST_MS: u64 = 1_000;

@@ -33,6 +33,18 @@ pub enum Effect {
     Kill,
     /// The call fails with this errno and does nothing.
     Fail(&'static str),
+    /// The same after a while.
+    FailLate(&'static str, Duration),
+}
+
+impl Effect {
+    pub fn name(self) -> String {
+        match self {
+            Effect::Kill => "kill -9".to_owned(),
+            Effect::Fail(errno) => errno.to_owned(),
+            Effect::FailLate(errno, delay) => format!("{errno} after {} ms", delay.as_millis()),
+        }
+    }
 }
 
 /// The n-th call of one kind, from 1, in whichever thread comes to it.
@@ -63,6 +75,9 @@ impl Trace {
         let (effect, filter) = match effect {
             Effect::Kill => ("signal=KILL".to_owned(), Filter::All),
             Effect::Fail(errno) => (format!("error={errno}"), Filter::Traced),
+            Effect::FailLate(errno, delay) => {
+                (format!("error={errno}:delay_enter={}", delay.as_micros()), Filter::Traced)
+            }
         };
         let inject = format!("inject={}:{effect}:when={}", point.call, point.nth);
         Trace { log, what: vec!["-e".into(), format!("trace={}", point.call), "-e".into(), inject], filter }

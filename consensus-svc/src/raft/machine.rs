@@ -88,15 +88,14 @@ impl Drop for Transfer {
 
 pub struct Machine {
     state: State,
-    /// The library's own suite applies what no log has.
-    log: Option<Log>,
+    log: Log,
     transfers: Transfers,
     /// What the last snapshot covers; none in this process yet: `None`.
     built: Arc<Mutex<Option<SnapshotMeta>>>,
 }
 
 impl Machine {
-    pub fn new(state: State, log: Option<Log>, transfers: Transfers) -> Machine {
+    pub fn new(state: State, log: Log, transfers: Transfers) -> Machine {
         Machine { state, log, transfers, built: Arc::default() }
     }
 
@@ -191,10 +190,8 @@ impl Machine {
         responders: Vec<Option<openraft::storage::ApplyResponder<Types>>>,
     ) -> io::Result<()> {
         let Some(last) = records.last() else { return Ok(()) };
-        // What a majority of others has is committed, whether it is on this disk or not. The state is never ahead of its log.
-        if let Some(log) = &self.log {
-            log.durable(last.id.index).await.map_err(io_error)?;
-        }
+        // A majority of others has committed them, whether this disk has them or not: nobody waits for it.
+        let unlogged = self.log.unlogged(last.id.index);
         let done = Box::new(move |outcomes: store::Result<Vec<Option<Outcome>>>| {
             // An error stops the process. Until then nobody knows what became of the entries.
             for (outcome, responder) in outcomes.into_iter().flatten().zip(responders) {
@@ -203,6 +200,6 @@ impl Machine {
                 }
             }
         });
-        self.state.queue(records, done).await.map_err(io_error)
+        self.state.queue(records, unlogged, done).await.map_err(io_error)
     }
 }

@@ -92,7 +92,7 @@ impl Node {
             patience: config.network_timeout,
             install_timeout: config.install_snapshot_timeout,
         }));
-        let machine = Machine::new(stores.state.clone(), Some(stores.log.clone()), transfers.clone());
+        let machine = Machine::new(stores.state.clone(), stores.log.clone(), transfers.clone());
         let log = LogStore(stores.log.clone());
         let raft = Raft::new(node_id, library, network, log, machine).await;
         let raft = raft.map_err(|error| Error::internal(format!("start raft: {error}")))?;

@@ -15,7 +15,8 @@ impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
         let folder = TempDir::new().unwrap();
         let stores = Stores::open(folder.path()).await.unwrap();
-        Ok((folder, LogStore(stores.log), Machine::new(stores.state, None, Transfers::default())))
+        let machine = Machine::new(stores.state, stores.log.clone(), Transfers::default());
+        Ok((folder, LogStore(stores.log), machine))
     }
 }
 

@@ -107,12 +107,15 @@ impl Stores {
     }
 }
 
-/// Whether the log and the state fit together: nothing is missing between them, and the log, which is synced first, is
-/// not the older one. A state that came as a snapshot may be ahead of its log until that is cut.
+/// Whether the log and the state fit together: nothing is missing between them, and the log has what it had when the state
+/// came that far. What a majority of others had by then, and this log not, the state alone may have if the process ended
+/// before the log was written: the library goes on behind it. So may a state that came as a snapshot.
 fn check_ends(folder: &Path, log: &Log, state: &State) -> Result<()> {
     let LogStatus { purged, last } = log.status();
     let (purged, last) = (purged.map(|id| id.index), last.map(|id| id.index));
-    let applied = state.meta().applied.map(|id| id.index);
+    let meta = state.meta();
+    let applied = meta.applied.map(|id| id.index);
+    let count = |index: Option<u64>| index.map_or(0, |index| index + 1);
     let text = |index: Option<u64>| index.map_or_else(|| "no entry".to_owned(), |index| format!("entry {index}"));
     if purged > applied {
         return Err(Error::damaged(format!(
@@ -122,7 +125,7 @@ fn check_ends(folder: &Path, log: &Log, state: &State) -> Result<()> {
             text(purged)
         )));
     }
-    if last < applied && !state.is_from_snapshot() {
+    if count(last) + meta.unlogged < count(applied) && !state.is_from_snapshot() {
         return Err(Error::damaged(format!(
             "{}: the log ends at {}, and the state has applied {}: a part of the log is missing",
             folder.join(LOG_FILE).display(),
@@ -130,5 +133,57 @@ fn check_ends(folder: &Path, log: &Log, state: &State) -> Result<()> {
             text(applied)
         )));
     }
+    if last < applied {
+        tracing::info!(
+            log = text(last),
+            state = text(applied),
+            "the log begins anew behind the state, which has what a majority of others has and this disk did not"
+        );
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn records(indexes: std::ops::Range<u64>) -> Vec<Record> {
+        indexes.map(|index| Record { id: LogId { term: 1, node: 1, index }, payload: Payload::Blank }).collect()
+    }
+
+    /// Goal: a state that had what a majority of others had before this log was written opens (fault:D2); one whose log had
+    /// more then than it has now does not.
+    #[tokio::test]
+    async fn a_log_that_lost_entries_is_refused() {
+        const LOGGED: u64 = 3;
+        const APPLIED: u64 = 5;
+        for (unlogged, is_whole) in [(APPLIED - LOGGED, true), (APPLIED - LOGGED - 1, false), (0, false)] {
+            let folder = TempDir::new().unwrap();
+            let stores = Stores::open(folder.path()).await.unwrap();
+            let (done, written) = oneshot::channel();
+            stores.log.append(records(0..LOGGED), Box::new(move |result| drop(done.send(result)))).await.unwrap();
+            written.await.unwrap().unwrap();
+            // Entries on the log's disk by the time of the last transaction count, not by that of those before it.
+            for (range, unlogged) in [(0..LOGGED, LOGGED), (LOGGED..APPLIED, unlogged)] {
+                let (done, applied) = oneshot::channel();
+                let done = Box::new(move |result| drop(done.send(result)));
+                stores.state.queue(records(range), unlogged, done).await.unwrap();
+                applied.await.unwrap().unwrap();
+            }
+            stores.close().await;
+            match Stores::open(folder.path()).await {
+                Ok(stores) => {
+                    assert!(is_whole, "{unlogged} unlogged entries");
+                    assert_eq!(stores.state.applied_index(), APPLIED - 1);
+                }
+                Err(error) => {
+                    assert!(!is_whole, "{error}");
+                    assert!(error.to_string().contains("log.db: the log ends at entry 2, and the state"), "{error}");
+                }
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pinfold_common::files::sync_folder;
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, Row, Type};
 
@@ -56,6 +57,24 @@ pub fn sync_wal(database: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("open a write-ahead log")(error)),
     }
+}
+
+/// Forces every commit of `database` to disk, as copies in its file. After an error of the disk the write-ahead log may be
+/// whole in the kernel's memory alone, and syncing it again says nothing.
+pub async fn sync(connection: &mut SqliteConnection, database: &Path) -> Result<()> {
+    let doing = "checkpoint a database";
+    let row = sqlx::query("PRAGMA wal_checkpoint(FULL)").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
+    let is_blocked = row.get::<i64, _>(0) != 0;
+    if is_blocked {
+        // A reader holds an old page back. The write-ahead log itself is enough, once it is synced, and that it is there.
+        let database = database.to_owned();
+        let synced = tokio::task::spawn_blocking(move || {
+            sync_wal(&database)?;
+            database.parent().map_or(Ok(()), sync_folder).map_err(Error::io("sync the folder of a database"))
+        });
+        synced.await.map_err(|_| Error::Closed)??;
+    }
+    Ok(())
 }
 
 /// Whether the file is too large to be checked at every start.

@@ -13,6 +13,7 @@ use crate::house::{Ground, House, NAMESPACES, Wish};
 use crate::load::Load;
 use crate::network::Direction;
 use crate::report::Report;
+use crate::trace::Effect;
 
 /// Acknowledged writes before a fault, so that it hits a cluster at work.
 const WRITES_BEFORE: u64 = 20;
@@ -23,6 +24,9 @@ const WATCHED: Duration = Duration::from_secs(6);
 const MOST_TERMS: u64 = 3;
 /// Reads at a leader that was stopped, as soon as it goes on.
 const READS_AFTER_PAUSE: usize = 10;
+
+/// What comes to the leader meanwhile is committed by the others and applied by all, and is not in the leader's log.
+const LATE: Duration = Duration::from_millis(300);
 
 /// What must be seen while the fault lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,7 @@ const fn trial(name: &'static str, fault: Fault, expect: Expect, selected: bool)
     Trial { name, fault, expect, selected }
 }
 
-const TRIALS: [Trial; 13] = [
+const TRIALS: [Trial; 14] = [
     trial("fault:P1 kill the leader", Fault::Kill(Whom::Leader), Expect::OthersGoOn, true),
     trial("fault:P2 kill a follower", Fault::Kill(Whom::Follower), Expect::OthersGoOn, false),
     trial("fault:P3 kill two of three", Fault::KillTwoPeers, Expect::NoQuorum, true),
@@ -80,16 +84,27 @@ const TRIALS: [Trial; 13] = [
     ),
     trial("fault:N4 leader cut from one follower", Fault::CutPair(Whom::Leader), Expect::StableLeader, true),
     trial("fault:N4 followers cut from each other", Fault::CutPair(Whom::Follower), Expect::StableLeader, false),
-    trial("fault:D2 EIO at the leader", Fault::DiskError(Whom::Leader, "fdatasync", "EIO"), Expect::OthersGoOn, true),
+    trial(
+        "fault:D2 EIO at the leader",
+        Fault::DiskError(Whom::Leader, "fdatasync", Effect::Fail("EIO")),
+        Expect::OthersGoOn,
+        true,
+    ),
+    trial(
+        "fault:D2 late EIO at the leader",
+        Fault::DiskError(Whom::Leader, "fdatasync", Effect::FailLate("EIO", LATE)),
+        Expect::OthersGoOn,
+        true,
+    ),
     trial(
         "fault:D4 ENOSPC at the leader",
-        Fault::DiskError(Whom::Leader, "pwrite64", "ENOSPC"),
+        Fault::DiskError(Whom::Leader, "pwrite64", Effect::Fail("ENOSPC")),
         Expect::OthersGoOn,
         false,
     ),
     trial(
         "fault:D4 ENOSPC at a follower",
-        Fault::DiskError(Whom::Follower, "pwrite64", "ENOSPC"),
+        Fault::DiskError(Whom::Follower, "pwrite64", Effect::Fail("ENOSPC")),
         Expect::OthersGoOn,
         false,
     ),
@@ -128,6 +143,7 @@ async fn run(house: &House, trial: &Trial, seed: u64) {
     load.more_writes(WRITES_BEFORE).await;
     mark(house, &load, trial.name).await;
     let term = house.term().await;
+    let begun_anew: Vec<usize> = house.all().into_iter().map(|peer| logs_begun_anew(house, peer)).collect();
     let active = trial.fault.inject(house, &BTreeSet::new()).await.expect("nothing else is broken");
     let victims = active.victims.clone();
     let others: Vec<usize> = house.all().into_iter().filter(|peer| !victims.contains(peer)).collect();
@@ -160,6 +176,13 @@ async fn run(house: &House, trial: &Trial, seed: u64) {
     }
     active.prove_and_heal(house).await;
     report.fault(&trial.fault.kind());
+    if matches!(trial.fault, Fault::DiskError(_, _, Effect::FailLate(..))) {
+        let victim = victims[0];
+        eventually(&format!("{}: a start with a state that is ahead of its log", trial.name), || async {
+            (logs_begun_anew(house, victim) > begun_anew[victim]).then_some(())
+        })
+        .await;
+    }
     if matches!(trial.fault, Fault::Pause(_)) {
         // What it thought it led is over; the history shows it if one of these is old.
         for _ in 0..READS_AFTER_PAUSE {
@@ -168,6 +191,12 @@ async fn run(house: &House, trial: &Trial, seed: u64) {
     }
     load.finish(house, &mut report).await;
     report.finish();
+}
+
+/// How often the peer's consensus service was started with a state that was ahead of its log.
+fn logs_begun_anew(house: &House, peer: usize) -> usize {
+    let log = std::fs::read_to_string(house.consensus(peer).log()).unwrap_or_default();
+    log.matches("the log begins anew behind the state").count()
 }
 
 /// A pin that every peer has, for local reads.

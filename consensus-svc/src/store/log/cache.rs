@@ -40,7 +40,7 @@ pub struct Cache {
     max_bytes: usize,
     /// Counts truncations, so that a write that was queued before one does not speak about entries after it.
     epoch: u64,
-    /// The newest entry that is on disk.
+    /// The newest entry that is on disk, or that it was purged.
     durable: Option<u64>,
     /// Where a log begins from which nothing was purged: at 0, but for one that begins after a snapshot.
     begin: u64,
@@ -76,7 +76,7 @@ impl Cache {
             bytes: 0,
             max_bytes,
             epoch: 0,
-            durable: last.map(|id| id.index),
+            durable: last.or(purged).map(|id| id.index),
             begin,
             last,
             purged,
@@ -155,8 +155,15 @@ impl Cache {
         }
     }
 
-    pub fn is_durable(&self, index: u64) -> bool {
-        self.durable.max(self.purged.map(|id| id.index)) >= Some(index)
+    /// That everything up to `index` was purged is on disk.
+    pub fn set_purged(&mut self, index: u64) {
+        self.durable = self.durable.max(Some(index));
+    }
+
+    /// How many of the entries up to `index` are not on disk.
+    pub fn unlogged(&self, index: u64) -> u64 {
+        let next = self.durable.map_or(self.begin, |durable| durable + 1);
+        (index + 1).saturating_sub(next)
     }
 
     pub fn truncate_after(&mut self, keep: Option<LogId>) {

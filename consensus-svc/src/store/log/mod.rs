@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::error::{Error, Failure, Result};
 use super::readers::Readers;
@@ -68,8 +68,6 @@ pub struct Log(Arc<Shared>);
 struct Shared {
     cache: Mutex<Cache>,
     queue: mpsc::Sender<Op>,
-    /// Something was brought to the disk.
-    written: watch::Sender<()>,
     readers: Readers,
     failure: Failure,
 }
@@ -94,8 +92,7 @@ impl Log {
         let (connection, cache) = Log::load(&path, cache_bytes).await.map_err(|error| error.in_file(&path))?;
         let (queue, ops) = mpsc::channel(QUEUE);
         let readers = Readers::new(&path, READERS);
-        let shared =
-            Arc::new(Shared { cache: Mutex::new(cache), queue, written: watch::Sender::new(()), readers, failure });
+        let shared = Arc::new(Shared { cache: Mutex::new(cache), queue, readers, failure });
         tokio::spawn(Writer::new(connection, Arc::downgrade(&shared), shared.failure.clone()).run(ops));
         Ok(Log(shared))
     }
@@ -109,6 +106,8 @@ impl Log {
         if !sqlite::is_large(path) {
             sqlite::check_structure(&mut connection).await?;
         }
+        // What is read here is told to others as what is on this disk.
+        sqlite::sync(&mut connection, path).await?;
         let cache = writer::load(&mut connection, cache_bytes).await?;
         Ok((connection, cache))
     }
@@ -182,16 +181,9 @@ impl Log {
         self.send(Op::Append { entries: encoded, epoch, done }).await
     }
 
-    /// Waits until everything up to `index` is on disk here, or was purged. A majority of others may have it before.
-    pub async fn durable(&self, index: u64) -> Result<()> {
-        let mut written = self.0.written.subscribe();
-        while !self.0.cache.lock().is_durable(index) {
-            tokio::select! {
-                changed = written.changed() => changed.map_err(|_| Error::Closed)?,
-                error = self.0.failure.happened() => return Err(error),
-            }
-        }
-        Ok(())
+    /// How many of the entries up to `index` are not on this disk yet. A majority of others may have them.
+    pub fn unlogged(&self, index: u64) -> u64 {
+        self.0.cache.lock().unlogged(index)
     }
 
     /// Removes every entry after `keep`, all without it. Answered when that is on disk.

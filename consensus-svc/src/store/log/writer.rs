@@ -155,6 +155,7 @@ struct Answers {
     appends: Vec<Done>,
     others: Vec<oneshot::Sender<Result<()>>>,
     durable: Option<(u64, u64)>,
+    purged: Option<u64>,
     vote: Option<Vote>,
 }
 
@@ -304,11 +305,12 @@ impl Writer {
             if let Some((index, epoch)) = answers.durable {
                 cache.set_durable(index, epoch);
             }
+            if let Some(index) = answers.purged {
+                cache.set_purged(index);
+            }
             if let Some(vote) = answers.vote {
                 cache.vote = Some(vote);
             }
-            drop(cache);
-            shared.written.send_replace(());
         }
         for done in answers.appends {
             done(result.clone());
@@ -360,6 +362,7 @@ fn collect(first: Op, ops: &mut mpsc::Receiver<Op>) -> (Vec<Step>, Answers, Opti
                 steps.push(Step::Truncate(keep));
             }
             Op::Purge { upto, done } => {
+                answers.purged = answers.purged.max(Some(upto.index));
                 answers.others.push(done);
                 steps.push(Step::Purge(upto));
             }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use pinfold_common::files::sync_folder;
 
 use crate::store::error::{Error, Result};
-use crate::store::sqlite;
 
 const CURRENT: &str = "CURRENT";
 /// Before the first snapshot is installed.
@@ -168,12 +167,6 @@ pub fn remove(path: &Path) {
             tracing::warn!(%error, path = %path.display(), "a database that is not needed any more could not be removed");
         }
     }
-}
-
-/// Forces the write-ahead log of `path` to disk, and that there is one.
-pub fn sync_wal(path: &Path) -> Result<()> {
-    sqlite::sync_wal(path)?;
-    path.parent().map_or(Ok(()), sync_folder).map_err(Error::io("sync the folder of the state"))
 }
 
 #[cfg(test)]

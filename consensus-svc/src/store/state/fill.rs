@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pinfold_proto::types;
 use sqlx::{Connection, Row};
 
+use super::Meta;
 use super::files::FIRST;
 use super::rows::{self, Held, Loaded, Put, Rows, Statements};
 use crate::pinset::View;
@@ -82,7 +83,8 @@ impl Fill {
         for (name, value) in &view.settings {
             self.rows.put_setting(name, Some(value)).await?;
         }
-        self.rows.commit(applied, &view, membership).await?;
+        let meta = Meta { applied: Some(applied), unlogged: 0, membership: membership.clone() };
+        self.rows.commit(&meta, &view).await?;
         self.rows.connection.close().await.map_err(Error::sqlite(DOING))?;
         Ok(view.pin_count)
     }

@@ -59,6 +59,8 @@ const READERS: usize = 4;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Meta {
     pub applied: Option<LogId>,
+    /// So many of the entries up to that one were not on this peer's disk yet, as its log has them.
+    pub unlogged: u64,
     pub membership: Membership,
 }
 
@@ -150,7 +152,7 @@ impl State {
         prepare(&mut connection, &path, Scope::Committed).await.map_err(|error| error.in_file(&path))?;
         // What is read here as applied is what the log may be purged up to, even before the first checkpoint: a crash
         // may have left it in the operating system's memory only.
-        writer::sync(&mut connection, &path).await.map_err(|error| error.in_file(&path))?;
+        sqlite::sync(&mut connection, &path).await.map_err(|error| error.in_file(&path))?;
         State::start(folder, failure, connection, path, Scope::Committed).await
     }
 
@@ -268,17 +270,17 @@ impl State {
             // The caller may have given up; what was written stands.
             let _ = done.send(outcomes);
         });
-        self.queue(records, done).await?;
+        self.queue(records, 0, done).await?;
         applied.await.map_err(|_| self.closed())?
     }
 
     /// The same, without waiting for it: batches that wait go into one transaction. Returns when there is room for this
-    /// one. An error is final, and what comes after it is refused.
-    pub async fn queue(&self, records: Vec<Record>, done: Applied) -> Result<()> {
+    /// one. The last `unlogged` entries are not on the log's disk. An error is final, and what comes after it is refused.
+    pub async fn queue(&self, records: Vec<Record>, unlogged: u64, done: Applied) -> Result<()> {
         let bytes: usize = records.iter().map(|record| record.size_bytes().max(LEAST_RECORD_BYTES)).sum();
         let bytes = u32::try_from(bytes.clamp(1, QUEUE_BYTES)).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
-        self.send(Op::Apply(Batch { records, done, room })).await
+        self.send(Op::Apply(Batch { records, unlogged, done, room })).await
     }
 
     /// Waits until everything that was queued before is committed.

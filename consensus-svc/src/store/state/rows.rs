@@ -515,17 +515,21 @@ impl Rows {
     }
 
     /// Writes how far the state has come, and ends the transaction; one hop for both, as every batch needs both.
-    pub async fn commit(&mut self, applied: LogId, view: &View, membership: &Membership) -> Result<()> {
+    pub async fn commit(&mut self, meta: &Meta, view: &View) -> Result<()> {
         let sql = "UPDATE status SET applied = ?, membership = ?, cluster_id = ?, lineage = ?, pin_count = ?, \
                    pruned_minute = ?, peers_index = ?, pins_sum = ?, sum = ? WHERE id = 1";
+        let applied = meta.applied.map(LogId::to_proto);
+        let applied = applied.map(|storage::LogId { leader, index }| {
+            storage::Applied { leader, index, unlogged: meta.unlogged }.encode_to_vec()
+        });
         let stored = storage::StoredMembership {
-            log_id: membership.log_id.map(LogId::to_proto),
-            membership: Some(membership.membership.as_ref().clone()),
+            log_id: meta.membership.log_id.map(LogId::to_proto),
+            membership: Some(meta.membership.membership.as_ref().clone()),
         };
-        let (applied, membership) = (applied.to_proto().encode_to_vec(), stored.encode_to_vec());
+        let membership = stored.encode_to_vec();
         let numbers =
             [view.lineage as i64, view.pin_count as i64, view.pruned_minute, view.peers.index as i64, self.pins_sum];
-        let sum = status_sum(&applied, &membership, &view.cluster_id, &numbers);
+        let sum = status_sum(applied.as_deref().unwrap_or_default(), &membership, &view.cluster_id, &numbers);
         self.push(sql, 1, |arguments| {
             arguments.add(applied)?;
             arguments.add(membership)?;
@@ -564,7 +568,7 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
             return Err(Error::damaged("the state's status is not what was written: its checksum differs"));
         }
     }
-    let applied = applied.map(|bytes| decode::<storage::LogId>(bytes, "a log ID")).transpose()?;
+    let applied = applied.map(|bytes| decode::<storage::Applied>(bytes, "what was applied")).transpose()?;
     let membership = membership.map(|bytes| decode::<storage::StoredMembership>(bytes, "a membership")).transpose()?;
     let mut view = View {
         cluster_id: field(&row, 2)?,
@@ -589,7 +593,10 @@ pub async fn load_status(connection: &mut SqliteConnection) -> Result<(View, Met
         log_id: stored.log_id.as_ref().map(LogId::from_proto),
         membership: Arc::new(stored.membership.unwrap_or_default()),
     });
-    Ok((view, Meta { applied: applied.as_ref().map(LogId::from_proto), membership }))
+    let unlogged = applied.as_ref().map_or(0, |applied| applied.unlogged);
+    let applied =
+        applied.map(|storage::Applied { leader, index, .. }| LogId::from_proto(&storage::LogId { leader, index }));
+    Ok((view, Meta { applied, unlogged, membership }))
 }
 
 /// The value of a row, once it is known to be what was written. Every query that reads a value reads it as `v` with its

@@ -129,7 +129,7 @@ async fn batches_that_wait_go_together() {
     let queue = async |index: u64| {
         let (answered, now) = (answered.clone(), state.clone());
         let done = Box::new(move |outcomes| answered.lock().push((index, outcomes, now.applied_index())));
-        state.queue(vec![put(index, vec![pin(&cid(index as u32), &[0])], 0)], done).await.unwrap();
+        state.queue(vec![put(index, vec![pin(&cid(index as u32), &[0])], 0)], 0, done).await.unwrap();
     };
     for index in 2..=LAST {
         queue(index).await;

@@ -1,14 +1,13 @@
 //! The one task that writes the state: batches of committed entries, checkpoints, installs.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_proto::storage;
 use pinfold_proto::storage::command::Command as Kind;
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, Row};
+use sqlx::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::rows::{self, Held, Loaded, Put, Rows, Scope};
@@ -16,7 +15,7 @@ use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
 use crate::store::checkpoints::{Checkpoints, STATE_WAL_BYTES};
 use crate::store::error::{Error, Result};
-use crate::store::record::{LogId, Membership, Payload, Record};
+use crate::store::record::{Membership, Payload, Record};
 use crate::store::sqlite::{self, Purpose};
 
 /// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
@@ -30,6 +29,8 @@ pub type Applied = Box<dyn FnOnce(Result<Vec<Option<Outcome>>>) + Send>;
 /// Committed entries, in order.
 pub struct Batch {
     pub records: Vec<Record>,
+    /// So many up to the last one are not on the log's disk.
+    pub unlogged: u64,
     pub done: Applied,
     /// Of the bytes that may wait.
     pub room: OwnedSemaphorePermit,
@@ -132,11 +133,15 @@ impl Writer {
     /// Everything in one transaction. Whether that was the end.
     async fn apply_together(&mut self, batches: Vec<Batch>) -> bool {
         let (mut records, mut waiting) = (Vec::new(), Vec::new());
-        for Batch { records: own, done, room } in batches {
-            waiting.push((own.len(), done, room));
-            records.extend(own);
+        let mut unlogged = 0;
+        for batch in batches {
+            waiting.push((batch.records.len(), batch.done, batch.room));
+            if !batch.records.is_empty() {
+                unlogged = batch.unlogged;
+                records.extend(batch.records);
+            }
         }
-        let result = self.apply(&records).await;
+        let result = self.apply(&records, unlogged).await;
         match self.noted(result) {
             Ok(outcomes) => {
                 let mut outcomes = outcomes.into_iter();
@@ -160,10 +165,11 @@ impl Writer {
     }
 
     /// One transaction for the batch: load the rows it names, decide entry by entry, write what changed.
-    async fn apply(&mut self, records: &[Record]) -> Result<Vec<Option<Outcome>>> {
+    async fn apply(&mut self, records: &[Record], unlogged: u64) -> Result<Vec<Option<Outcome>>> {
         let Some(last) = records.last().map(|record| record.id) else { return Ok(Vec::new()) };
         self.check_order(records)?;
-        if let Some(outcomes) = self.apply_to_new_rows(records, last).await? {
+        let mut next = Meta { applied: Some(last), unlogged, membership: self.meta.membership.clone() };
+        if let Some(outcomes) = self.apply_to_new_rows(records, &next).await? {
             return Ok(outcomes);
         }
         let mut loaded = HashMap::new();
@@ -174,16 +180,16 @@ impl Writer {
         let dirty = self.view.take_dirty();
         self.rows.begin().await?;
         self.write(&dirty, loaded).await?;
-        self.meta.membership = membership.unwrap_or_else(|| self.meta.membership.clone());
-        self.rows.commit(last, &self.view, &self.meta.membership).await?;
-        self.applied_up_to(last, dirty);
+        next.membership = membership.unwrap_or(next.membership);
+        self.rows.commit(&next, &self.view).await?;
+        self.committed(next, dirty);
         Ok(outcomes)
     }
 
     /// Applies a batch that only puts what its proposers took for new, without a look at what is there: every one of the
     /// rows has to be inserted, and the table refuses one whose CID it has. `None`: one is not new, or is not inserted for
     /// another reason, or the batch is of another kind; nothing has changed.
-    async fn apply_to_new_rows(&mut self, records: &[Record], last: LogId) -> Result<Option<Vec<Option<Outcome>>>> {
+    async fn apply_to_new_rows(&mut self, records: &[Record], next: &Meta) -> Result<Option<Vec<Option<Outcome>>>> {
         if self.rows.scope() == Scope::Rehearsed || !records.iter().all(puts_new_rows) {
             return Ok(None);
         }
@@ -200,11 +206,11 @@ impl Writer {
             let written = async {
                 self.rows.begin().await?;
                 self.write(&dirty, HashMap::new()).await?;
-                self.rows.commit(last, &self.view, &self.meta.membership).await
+                self.rows.commit(next, &self.view).await
             };
             match written.await {
                 Ok(()) => {
-                    self.applied_up_to(last, dirty);
+                    self.committed(next.clone(), dirty);
                     return Ok(Some(outcomes));
                 }
                 Err(error) if error.is_of_a_known_row() => self.rows.roll_back().await?,
@@ -237,8 +243,8 @@ impl Writer {
         Ok((outcomes, membership))
     }
 
-    fn applied_up_to(&mut self, last: LogId, dirty: Dirty) {
-        self.meta.applied = Some(last);
+    fn committed(&mut self, next: Meta, dirty: Dirty) {
+        self.meta = next;
         self.view.forget_rows();
         self.publish(dirty);
     }
@@ -330,7 +336,7 @@ impl Writer {
 
     /// Everything applied so far is on disk when this returns: only then may the log forget it.
     async fn checkpoint(&mut self) -> Result<Meta> {
-        sync(&mut self.rows.connection, &self.path).await?;
+        sqlite::sync(&mut self.rows.connection, &self.path).await?;
         Ok(self.meta.clone())
     }
 
@@ -405,19 +411,6 @@ fn collect(first: Batch, ops: &mut mpsc::Receiver<Op>) -> (Vec<Batch>, Option<Op
         }
     }
     (batches, None)
-}
-
-/// Forces every commit of `path` to disk.
-pub async fn sync(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
-    let doing = "checkpoint the state";
-    let row = sqlx::query("PRAGMA wal_checkpoint(FULL)").fetch_one(connection).await.map_err(Error::sqlite(doing))?;
-    let is_blocked = row.get::<i64, _>(0) != 0;
-    if is_blocked {
-        // A reader holds an old page back. The write-ahead log itself is enough, once it is synced.
-        let path = path.to_owned();
-        tokio::task::spawn_blocking(move || files::sync_wal(&path)).await.map_err(|_| Error::Closed)??;
-    }
-    Ok(())
 }
 
 /// Whether the entry only puts pins that were not there when it was proposed, and keeps no outcome under a key.
