@@ -174,6 +174,7 @@ mod tests {
                 applied.await.unwrap().unwrap();
             }
             stores.close().await;
+            assert_eq!(Survivor::open(folder.path()).await.is_ok(), is_whole, "{unlogged} unlogged entries");
             match Stores::open(folder.path()).await {
                 Ok(stores) => {
                     assert!(is_whole, "{unlogged} unlogged entries");

@@ -30,6 +30,10 @@ use crate::store::{Copy, LogId, Meta};
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// Pieces that are read before they are taken.
 const CHUNKS_AHEAD: usize = 8;
+/// A copy above this takes seconds to send, and writes go on that share processor, disk and link with it: a piece takes
+/// [`PACE`] at least then, which is 160 MiB a second, more than a link of a gigabit carries.
+const LARGE_BYTES: u64 = 512 << 20;
+const PACE: Duration = Duration::from_micros(1_400);
 
 /// Copies, sends, and waits until the other side has it installed.
 pub async fn send(
@@ -145,8 +149,10 @@ fn chunks(
 /// Until the end, or nobody takes them any more.
 fn read(path: &Path, parts: &mpsc::Sender<Part>) -> std::io::Result<()> {
     let mut file = File::open(path)?;
+    let pace = if file.metadata()?.len() > LARGE_BYTES { PACE } else { Duration::ZERO };
     let mut digest = Digest::new(&SHA256);
     loop {
+        let turn = Instant::now();
         let mut data = Vec::with_capacity(CHUNK_BYTES);
         (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
         if data.is_empty() {
@@ -156,6 +162,7 @@ fn read(path: &Path, parts: &mpsc::Sender<Part>) -> std::io::Result<()> {
         if parts.blocking_send(Part::Data(Bytes::from(data))).is_err() {
             return Ok(());
         }
+        std::thread::sleep(pace.saturating_sub(turn.elapsed()));
     }
     // Whoever took the pieces may have gone.
     let _ = parts.blocking_send(Part::Checksum(digest.finish().as_ref().to_vec()));
