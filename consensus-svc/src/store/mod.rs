@@ -6,7 +6,8 @@
 //! - [`State`]: `raft/state.db` (WAL, synchronous=NORMAL). The pinset, the peerset, settings and request keys as the
 //!   entries up to `applied` left them, written together with `applied`. After a power cut it may be some entries
 //!   behind, never torn; the log still has those entries, because it is purged only behind a synced checkpoint
-//!   ([`State::checkpoint`]).
+//!   ([`State::checkpoint`]). It may be some entries ahead of the log too, which a majority of other peers had on their disks
+//!   before this one; it knows how many ([`Meta::unlogged`]).
 //!
 //! One task writes each file; it drains its bounded queue into one transaction. Reads have their own connections. No
 //! memory mapping: four mappings of a gigabyte are not worth the resident memory.
