@@ -45,7 +45,7 @@ pub struct Checkpoints {
     since_anew: u64,
     /// It shall begin anew at so many.
     most: u64,
-    /// What the last move left: somebody still reads what was before it, or it came meanwhile.
+    /// What the last move left, because somebody still reads what was before it.
     left: u64,
     /// So many more are moved.
     step: u64,
@@ -63,10 +63,16 @@ struct Beside {
     /// The database, to sync what was moved to it, which SQLite does with the last page only. Closing it drops SQLite's
     /// locks: it stays open as long as the writer's connection.
     file: Arc<File>,
-    running: Option<JoinHandle<Result<u64>>>,
+    running: Option<JoinHandle<Result<Moved>>>,
     /// Pages of the write-ahead log that were not given to the disk, estimated.
     unsynced: u64,
     syncing: Option<JoinHandle<()>>,
+}
+
+/// What moving beside the writer came to, in pages: those that waited when it began, and those it left of them.
+struct Moved {
+    before: u64,
+    left: u64,
 }
 
 impl Checkpoints {
@@ -118,12 +124,9 @@ impl Checkpoints {
         let pages = look(connection).await?;
         self.waiting = pages.waiting;
         self.since_anew = self.since_anew.min(pages.all);
-        if moved.is_some() {
-            self.left = self.waiting;
-        }
         self.step = self.beside.as_ref().map_or(Ok(self.most), |beside| beside.step(self.most))?;
         // Until it can begin anew, as long as what comes meanwhile gets less; then the writer moves the rest.
-        let is_much = self.waiting >= self.most / SMALL_SHARE && moved.is_none_or(|before| self.waiting < before / 2);
+        let is_much = self.waiting >= self.most / SMALL_SHARE && moved.is_none_or(|moved| self.waiting < moved.before / 2);
         let (is_full, is_step) = (self.is_full(), self.is_step());
         match &mut self.beside {
             Some(beside) if is_full && is_much || !is_full && is_step => beside.begin(self.waiting),
@@ -158,22 +161,24 @@ impl Checkpoints {
         syncing.await.map_err(|_| Error::Closed)
     }
 
-    /// Waits until nothing is moved beside the writer any more; how many pages that was about, `None`: nothing was.
-    async fn moved(&mut self) -> Result<Option<u64>> {
+    /// Waits until nothing is moved beside the writer any more; `None`: nothing was.
+    async fn moved(&mut self) -> Result<Option<Moved>> {
         let Some(running) = self.beside.as_mut().and_then(|beside| beside.running.take()) else { return Ok(None) };
-        running.await.map_err(|_| Error::Closed)?.map(Some)
+        let moved = running.await.map_err(|_| Error::Closed)??;
+        self.left = moved.left;
+        Ok(Some(moved))
     }
 }
 
 impl Beside {
-    /// Begins to move what waits.
-    fn begin(&mut self, pages: u64) {
+    /// Begins to move the pages that wait, `before` of them.
+    fn begin(&mut self, before: u64) {
         self.begun = Some(Instant::now());
         let (path, file, failure) = (self.path.clone(), self.file.clone(), self.failure.clone());
         self.running = Some(tokio::spawn(async move {
             let moved = move_all(&path, &file).await.map_err(|error| error.in_file(&path));
             // The writer may have nothing to write for long.
-            moved.inspect_err(|error| failure.set(error)).map(|()| pages)
+            moved.inspect_err(|error| failure.set(error)).map(|left| Moved { before, left })
         }));
     }
 
@@ -211,8 +216,8 @@ fn page_bytes(file: &File) -> u64 {
     }
 }
 
-/// Moves what there is, and gives it to the disk portion by portion.
-async fn move_all(path: &Path, file: &Arc<File>) -> Result<()> {
+/// Moves what there is, and gives it to the disk portion by portion; how many pages are left of it.
+async fn move_all(path: &Path, file: &Arc<File>) -> Result<u64> {
     let mut connection = open_mover(path).await?;
     let moved = {
         let mut moving = pin!(move_by(&mut connection));
@@ -224,8 +229,9 @@ async fn move_all(path: &Path, file: &Arc<File>) -> Result<()> {
         }
     };
     connection.close().await.map_err(Error::sqlite("close a database"))?;
-    moved?;
-    sync(file).await
+    let left = moved?.waiting;
+    sync(file).await?;
+    Ok(left)
 }
 
 async fn sync(file: &Arc<File>) -> Result<()> {
@@ -314,12 +320,14 @@ mod tests {
                 write(&mut connection, &mut checkpoints).await;
                 checkpoints.keep_up(&mut connection).await.unwrap();
             }
+            // The pages that came while the last step was taken are the next one.
+            checkpoints.settle().await.unwrap();
             tokio::time::sleep(2 * STEP_INTERVAL).await;
             write(&mut connection, &mut checkpoints).await;
             checkpoints.keep_up(&mut connection).await.unwrap();
             checkpoints.settle().await.unwrap();
             let waiting = look(&mut connection).await.unwrap().waiting;
-            let expected = if is_large { 0..STEP_PAGES } else { MOST / 4..MOST };
+            let expected = if is_large { 0..2 * STEP_PAGES } else { 2 * STEP_PAGES..MOST };
             assert!(expected.contains(&waiting), "{waiting} pages wait, large: {is_large}");
             for _ in 0..LARGE * MOST {
                 write(&mut connection, &mut checkpoints).await;
