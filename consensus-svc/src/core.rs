@@ -160,18 +160,10 @@ impl Core {
 
     /// Waits until this peer has applied `index`, but not for ever.
     pub async fn wait_applied(&self, index: u64) -> Result<()> {
-        if self.state.applied_index() >= index {
-            return Ok(());
-        }
-        let mut applied = self.state.applied();
-        match tokio::time::timeout(APPLY_DEADLINE, applied.wait_for(|applied| *applied >= index)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::unavailable("this peer is stopping")),
-            Err(_) => Err(Error::unavailable(format!(
-                "this peer has applied index {} and index {index} was asked for",
-                self.state.applied_index()
-            ))),
-        }
+        tokio::time::timeout(APPLY_DEADLINE, self.state.wait_applied(index)).await.map_err(|_| {
+            let applied = self.state.applied_index();
+            Error::unavailable(format!("this peer has applied index {applied} and index {index} was asked for"))
+        })
     }
 
     /// An index that no write that is acknowledged by now lies above (ReadIndex).

@@ -160,13 +160,36 @@ fn put_cid(put: &storage::Put) -> Option<&[u8]> {
     put.pin.as_ref().map(|pin| pin.cid.as_slice())
 }
 
+/// Whether it changes pins and nothing else.
+pub fn changes_pins(command: &storage::Command) -> bool {
+    let kind = command.command.as_ref();
+    kind.is_some_and(|kind| match kind {
+        Kind::PutMany(_)
+        | Kind::Unpin(_)
+        | Kind::UnpinMany(_)
+        | Kind::Replace(_)
+        | Kind::Reallocate(_)
+        | Kind::Settle(_)
+        | Kind::SettleMany(_)
+        | Kind::Expire(_) => true,
+        Kind::PeerJoin(_)
+        | Kind::PeerAway(_)
+        | Kind::PeerBack(_)
+        | Kind::Drain(_)
+        | Kind::Remove(_)
+        | Kind::Setting(_)
+        | Kind::Found(_) => false,
+    })
+}
+
 /// Every request key whose row must be loaded before `command` is applied, each once.
-pub fn keys_of(command: &storage::Command) -> BTreeSet<&[u8]> {
+pub fn keys_of<'a>(command: &'a storage::Command) -> BTreeSet<&'a [u8]> {
+    let given = |key: &'a Vec<u8>| Some(key.as_slice()).filter(|key| !key.is_empty());
     let mut keys: BTreeSet<&[u8]> = match &command.command {
-        Some(Kind::PutMany(many)) => many.puts.iter().map(|put| put.request_key.as_slice()).collect(),
-        Some(Kind::Unpin(unpin)) => [unpin.request_key.as_slice()].into(),
-        Some(Kind::UnpinMany(many)) => many.unpins.iter().map(|unpin| unpin.request_key.as_slice()).collect(),
-        Some(Kind::Replace(replace)) => replace.new.iter().map(|put| put.request_key.as_slice()).collect(),
+        Some(Kind::PutMany(many)) => many.puts.iter().filter_map(|put| given(&put.request_key)).collect(),
+        Some(Kind::Unpin(unpin)) => given(&unpin.request_key).into_iter().collect(),
+        Some(Kind::UnpinMany(many)) => many.unpins.iter().filter_map(|unpin| given(&unpin.request_key)).collect(),
+        Some(Kind::Replace(replace)) => replace.new.iter().filter_map(|put| given(&put.request_key)).collect(),
         Some(
             Kind::Reallocate(_)
             | Kind::Settle(_)
@@ -182,8 +205,7 @@ pub fn keys_of(command: &storage::Command) -> BTreeSet<&[u8]> {
         )
         | None => BTreeSet::new(),
     };
-    keys.insert(&command.request_key);
-    keys.remove([].as_slice());
+    keys.extend(given(&command.request_key));
     keys
 }
 

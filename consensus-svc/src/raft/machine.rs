@@ -192,7 +192,8 @@ impl Machine {
         let Some(last) = records.last() else { return Ok(()) };
         // A majority of others has committed them, whether this disk has them or not: nobody waits for it.
         let unlogged = self.log.unlogged(last.id.index);
-        let done = Box::new(move |outcomes: store::Result<Vec<Option<Outcome>>>| {
+        let is_awaited = responders.iter().any(Option::is_some);
+        let answer = Box::new(move |outcomes: store::Result<Vec<Option<Outcome>>>| {
             // An error stops the process. Until then nobody knows what became of the entries.
             for (outcome, responder) in outcomes.into_iter().flatten().zip(responders) {
                 if let Some(responder) = responder {
@@ -200,6 +201,6 @@ impl Machine {
                 }
             }
         });
-        self.state.queue(records, unlogged, done).await.map_err(io_error)
+        self.state.queue(records, unlogged, is_awaited.then_some(answer)).await.map_err(io_error)
     }
 }

@@ -247,17 +247,11 @@ impl Node {
 
     /// Waits until the local state has applied `index`.
     pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ProposeError> {
-        let mut applied = self.0.stores.state.applied();
-        let reached = applied.wait_for(|applied| *applied >= index);
-        match tokio::time::timeout(deadline, reached).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ProposeError::Fatal("the state is closed".to_owned())),
-            Err(_) => {
-                let applied = self.0.stores.state.applied_index();
-                let behind = format!("this peer has applied entry {applied}, and {index} is asked for");
-                Err(ProposeError::Unavailable(behind))
-            }
-        }
+        let state = &self.0.stores.state;
+        tokio::time::timeout(deadline, state.wait_applied(index)).await.map_err(|_| {
+            let applied = state.applied_index();
+            ProposeError::Unavailable(format!("this peer has applied entry {applied}, and {index} is asked for"))
+        })
     }
 
     /// Waits until everything that was committed before this node's restart is applied again, as the leader confirms:

@@ -170,8 +170,8 @@ mod tests {
             // Entries on the log's disk by the time of the last transaction count, not by that of those before it.
             for (range, unlogged) in [(0..LOGGED, LOGGED), (LOGGED..APPLIED, unlogged)] {
                 let (done, applied) = oneshot::channel();
-                let done = Box::new(move |result| drop(done.send(result)));
-                stores.state.queue(records(range), unlogged, done).await.unwrap();
+                let done: state::Applied = Box::new(move |result| drop(done.send(result)));
+                stores.state.queue(records(range), unlogged, Some(done)).await.unwrap();
                 applied.await.unwrap().unwrap();
             }
             stores.close().await;

@@ -15,6 +15,7 @@ mod columns;
 mod copy;
 mod files;
 mod fill;
+mod gather;
 mod read;
 mod rows;
 #[cfg(test)]
@@ -126,12 +127,30 @@ struct Shared {
     meta: Mutex<Meta>,
     pin_count: AtomicU64,
     applied: watch::Sender<u64>,
+    /// How many wait for an index: see [`State::wait_applied`].
+    waiting: watch::Sender<usize>,
     facts: watch::Sender<Arc<Facts>>,
     recent: Recent,
     failure: Failure,
     /// Whether the file was left to be verified while it serves.
     unverified: watch::Sender<bool>,
     pins_by_cid: Many,
+}
+
+/// Somebody who waits, counted until dropped.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl Waiting<'_> {
+    fn begin(waiting: &watch::Sender<usize>) -> Waiting<'_> {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Waiting(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
 }
 
 /// One file of the state, and the connections that read it.
@@ -240,6 +259,7 @@ impl State {
             meta: Mutex::new(meta.clone()),
             pin_count: AtomicU64::new(view.pin_count),
             applied: watch::Sender::new(applied),
+            waiting: watch::Sender::new(0),
             facts: watch::Sender::new(Arc::new(Facts::of(&view))),
             recent: Recent::starting_at(applied),
             failure,
@@ -270,13 +290,14 @@ impl State {
             // The caller may have given up; what was written stands.
             let _ = done.send(outcomes);
         });
-        self.queue(records, 0, done).await?;
+        self.queue(records, 0, Some(done)).await?;
         applied.await.map_err(|_| self.closed())?
     }
 
-    /// The same, without waiting for it: batches that wait go into one transaction. Returns when there is room for this
-    /// one. The last `unlogged` entries are not on the log's disk. An error is final, and what comes after it is refused.
-    pub async fn queue(&self, records: Vec<Record>, unlogged: u64, done: Applied) -> Result<()> {
+    /// The same, without waiting for it: batches that wait go into one transaction ([`gather`]). Returns when there is room
+    /// for this one. The last `unlogged` entries are not on the log's disk. An error is final, and what comes after it is
+    /// refused.
+    pub async fn queue(&self, records: Vec<Record>, unlogged: u64, done: Option<Applied>) -> Result<()> {
         let bytes: usize = records.iter().map(|record| record.size_bytes().max(LEAST_RECORD_BYTES)).sum();
         let bytes = u32::try_from(bytes.clamp(1, QUEUE_BYTES)).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
@@ -307,6 +328,18 @@ impl State {
     /// The applied index as it grows. What it promises can be read already.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.shared.applied.subscribe()
+    }
+
+    /// Waits until `index` is applied, which is not put off for what may come behind it. The caller sets a deadline.
+    pub async fn wait_applied(&self, index: u64) {
+        let mut applied = self.applied();
+        let is_reached = |applied: &u64| *applied >= index;
+        if is_reached(&applied.borrow()) {
+            return;
+        }
+        let _waiting = Waiting::begin(&self.shared.waiting);
+        // The sender is never gone before the state, which has it.
+        let _ = applied.wait_for(is_reached).await;
     }
 
     /// Entries in the pinset.

@@ -128,8 +128,8 @@ async fn batches_that_wait_go_together() {
     let answered = Arc::new(Mutex::new(Vec::new()));
     let queue = async |index: u64| {
         let (answered, now) = (answered.clone(), state.clone());
-        let done = Box::new(move |outcomes| answered.lock().push((index, outcomes, now.applied_index())));
-        state.queue(vec![put(index, vec![pin(&cid(index as u32), &[0])], 0)], 0, done).await.unwrap();
+        let done: Applied = Box::new(move |outcomes| answered.lock().push((index, outcomes, now.applied_index())));
+        state.queue(vec![put(index, vec![pin(&cid(index as u32), &[0])], 0)], 0, Some(done)).await.unwrap();
     };
     for index in 2..=LAST {
         queue(index).await;
@@ -148,6 +148,26 @@ async fn batches_that_wait_go_together() {
     let told: Vec<bool> = answered.lock().drain(..).map(|(_, outcomes, _)| outcomes.is_err()).collect();
     assert_eq!(told, [true, true]);
     assert_eq!(state.applied_index(), LAST);
+}
+
+/// Goal: the writer knows that somebody waits for an index, for as long as they do.
+#[tokio::test]
+async fn who_waits_for_an_index_is_counted() {
+    let folder = TempDir::new().unwrap();
+    let state = open(&folder).await;
+    let mut waiting = state.shared.waiting.subscribe();
+    let wait = || {
+        let state = state.clone();
+        tokio::spawn(async move { state.wait_applied(1).await })
+    };
+    let (first, second) = (wait(), wait());
+    waiting.wait_for(|waiting| *waiting == 2).await.unwrap();
+    first.abort();
+    waiting.wait_for(|waiting| *waiting == 1).await.unwrap();
+    state.apply(vec![found(1)]).await.unwrap();
+    second.await.unwrap();
+    assert_eq!(*waiting.borrow(), 0);
+    state.wait_applied(1).await;
 }
 
 /// Goal: after many batches of mixed commands and a restart without closing, rows, indexes and counters agree with

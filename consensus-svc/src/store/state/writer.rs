@@ -10,6 +10,7 @@ use pinfold_proto::storage::command::Command as Kind;
 use sqlx::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::gather::Gathering;
 use super::rows::{self, Held, Loaded, Put, Rows, Scope};
 use super::{Chunk, Facts, Generation, Meta, Shared, files, read};
 use crate::pinset::{self, Dirty, Outcome, View};
@@ -20,8 +21,6 @@ use crate::store::sqlite::{self, Purpose};
 
 /// A file that was replaced can be read for so long. Longer than a reader waits for a connection.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
-/// Bytes of commands in one transaction, beyond which the next batch waits for the next.
-const MAX_TRANSACTION_BYTES: usize = 4 << 20;
 
 /// Called once, with what each command came to when that is committed.
 pub type Applied = Box<dyn FnOnce(Result<Vec<Option<Outcome>>>) + Send>;
@@ -31,9 +30,25 @@ pub struct Batch {
     pub records: Vec<Record>,
     /// So many up to the last one are not on the log's disk.
     pub unlogged: u64,
-    pub done: Applied,
+    /// `None`: nobody waits for what they come to.
+    pub done: Option<Applied>,
     /// Of the bytes that may wait.
     pub room: OwnedSemaphorePermit,
+}
+
+impl Batch {
+    pub fn size_bytes(&self) -> usize {
+        self.room.num_permits()
+    }
+
+    /// Whether it can be applied a little later: nobody waits for it, and it changes pins only.
+    pub fn may_wait(&self) -> bool {
+        let changes_pins = |record: &Record| match &record.payload {
+            Payload::Command(proposal) => pinset::changes_pins(&proposal.command),
+            Payload::Blank | Payload::Membership(_) => false,
+        };
+        self.done.is_none() && self.records.iter().all(changes_pins)
+    }
 }
 
 pub enum Op {
@@ -70,6 +85,7 @@ pub struct Writer {
 impl Writer {
     pub async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
         let mut next = None;
+        let mut gathering = Gathering::new(self.shared.waiting.subscribe());
         loop {
             let op = match next.take() {
                 Some(op) => Some(op),
@@ -78,7 +94,7 @@ impl Writer {
             let Some(op) = op else { break };
             let ended = match op {
                 Op::Apply(first) => {
-                    let (batches, other) = collect(first, &mut ops);
+                    let (batches, other) = gathering.collect(first, &mut ops).await;
                     next = other;
                     self.apply_together(batches).await || self.keep_up().await
                 }
@@ -146,12 +162,15 @@ impl Writer {
             Ok(outcomes) => {
                 let mut outcomes = outcomes.into_iter();
                 for (count, done, _room) in waiting {
-                    done(Ok(outcomes.by_ref().take(count).collect()));
+                    let own = outcomes.by_ref().take(count).collect();
+                    if let Some(done) = done {
+                        done(Ok(own));
+                    }
                 }
                 false
             }
             Err(error) => {
-                waiting.into_iter().for_each(|(_, done, _)| done(Err(error.clone())));
+                waiting.into_iter().filter_map(|(_, done, _)| done).for_each(|done| done(Err(error.clone())));
                 true
             }
         }
@@ -394,23 +413,6 @@ impl Writer {
             tracing::warn!(%error, "closing the state failed");
         }
     }
-}
-
-/// The batches that wait behind `first`, as many as fit into its transaction, and what waits behind them.
-fn collect(first: Batch, ops: &mut mpsc::Receiver<Op>) -> (Vec<Batch>, Option<Op>) {
-    let mut bytes = first.room.num_permits();
-    let mut batches = vec![first];
-    while bytes < MAX_TRANSACTION_BYTES {
-        match ops.try_recv() {
-            Ok(Op::Apply(batch)) => {
-                bytes += batch.room.num_permits();
-                batches.push(batch);
-            }
-            Ok(other) => return (batches, Some(other)),
-            Err(_) => break,
-        }
-    }
-    (batches, None)
 }
 
 /// Whether the entry only puts pins that were not there when it was proposed, and keeps no outcome under a key.
