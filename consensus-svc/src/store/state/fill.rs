@@ -45,23 +45,32 @@ impl Fill {
         pins: BTreeMap<Vec<u8>, Arc<types::Pin>>,
         mut loaded: HashMap<Vec<u8>, Loaded>,
     ) -> Result<()> {
-        let mut puts = Vec::with_capacity(pins.len());
+        let (mut inserts, mut updates) = (Vec::new(), Vec::new());
         let mut freed: Vec<(Held, i64)> = Vec::new();
         let mut taken: Vec<(Held, i64)> = Vec::new();
         for (cid, pin) in pins {
             let before = loaded.remove(&cid);
-            let id = before.as_ref().map_or_else(|| self.rows.next_pin(), |row| row.id);
-            if let Some(row) = &before {
-                self.rows.forget_sum(row);
-            }
-            freed.extend(before.into_iter().flat_map(|row| row.held).map(|row| (row, id)));
-            taken.extend(self.rows.held(&pin).await?.into_iter().map(|row| (row, id)));
-            puts.push(Put::new(id, pin));
+            let held = self.rows.held(&pin).await?;
+            let id = match before {
+                Some(row) => {
+                    self.rows.forget_sum(&row);
+                    updates.push(Put::new(row.id, pin));
+                    freed.extend(row.held.into_iter().map(|held| (held, row.id)));
+                    row.id
+                }
+                None => {
+                    let id = self.rows.next_pin();
+                    inserts.push(Put::new(id, pin));
+                    id
+                }
+            };
+            taken.extend(held.into_iter().map(|held| (held, id)));
         }
         freed.sort_unstable();
         taken.sort_unstable();
         self.rows.delete_allocations(&freed).await?;
-        self.rows.put_pins(&puts).await?;
+        self.rows.update_pins(&updates).await?;
+        self.rows.insert_pins(&inserts).await?;
         self.rows.put_allocations(&taken).await?;
         self.rows.flush().await
     }

@@ -109,10 +109,13 @@ impl Put {
     }
 }
 
+/// Those that insert many new rows say `OR FAIL`: after an error the whole transaction is taken back anyway, and SQLite
+/// would otherwise copy every page aside that a statement changes, to take back the statement alone.
 pub struct Statements {
     load_pins: Many,
     load_keys: Many,
-    put_pins: Many,
+    insert_pins: Many,
+    update_pins: Many,
     delete_pins: Many,
     put_allocations: Many,
     delete_allocations: Many,
@@ -125,14 +128,19 @@ impl Statements {
         Statements {
             load_pins: Many::new("SELECT id, cid, v, sum FROM pins WHERE cid IN (", "?", ")"),
             load_keys: Many::new("SELECT name, v, sum FROM keys WHERE name IN (", "?", ")"),
-            put_pins: Many::new(
+            insert_pins: Many::new(
+                "INSERT OR FAIL INTO pins (id, cid, kind, expire_at, v, sum) VALUES ",
+                "(?,?,?,?,?,?)",
+                "",
+            ),
+            update_pins: Many::new(
                 "INSERT INTO pins (id, cid, kind, expire_at, v, sum) VALUES ",
                 "(?,?,?,?,?,?)",
                 " ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, expire_at = excluded.expire_at, v = excluded.v, \
                  sum = excluded.sum",
             ),
             delete_pins: Many::new("DELETE FROM pins WHERE id IN (", "?", ")"),
-            put_allocations: Many::new("INSERT INTO allocations (leaving, holder, pin) VALUES ", "(?,?,?)", ""),
+            put_allocations: Many::new("INSERT OR FAIL INTO allocations (leaving, holder, pin) VALUES ", "(?,?,?)", ""),
             delete_allocations: Many::new(
                 "DELETE FROM allocations WHERE (leaving, holder, pin) IN (VALUES ",
                 "(?,?,?)",
@@ -376,11 +384,22 @@ impl Rows {
         self.known_held(pin)
     }
 
-    pub async fn put_pins(&mut self, pins: &[Put]) -> Result<()> {
+    /// Rows that are not there. One whose CID is there is an error, see [`Error::is_of_a_known_row`].
+    pub async fn insert_pins(&mut self, pins: &[Put]) -> Result<()> {
         let statements = self.statements.clone();
+        self.put_pins(&statements.insert_pins, pins).await
+    }
+
+    /// Rows that are there.
+    pub async fn update_pins(&mut self, pins: &[Put]) -> Result<()> {
+        let statements = self.statements.clone();
+        self.put_pins(&statements.update_pins, pins).await
+    }
+
+    async fn put_pins(&mut self, statement: &Many, pins: &[Put]) -> Result<()> {
         for chunk in pins.chunks(ROWS) {
             self.pins_sum = chunk.iter().fold(self.pins_sum, |sum, put| sum.wrapping_add(put.sum));
-            self.write(statements.put_pins.text(chunk.len()), chunk.len(), |arguments| {
+            self.write(statement.text(chunk.len()), chunk.len(), |arguments| {
                 for Put { id, pin, bytes, sum } in chunk {
                     arguments.add(*id)?;
                     arguments.add(pin.cid.as_slice())?;

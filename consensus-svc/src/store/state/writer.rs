@@ -281,7 +281,7 @@ impl Writer {
     }
 
     async fn write(&mut self, dirty: &Dirty, mut loaded: HashMap<Vec<u8>, Loaded>) -> Result<()> {
-        let mut puts = Vec::new();
+        let (mut inserts, mut updates) = (Vec::new(), Vec::new());
         let mut deletes = Vec::new();
         let mut freed: Vec<(Held, i64)> = Vec::new();
         let mut taken: Vec<(Held, i64)> = Vec::new();
@@ -298,9 +298,13 @@ impl Writer {
                     deletes.push(row.id);
                     (row.id, Vec::new())
                 }
-                (Some(pin), row) => {
-                    let id = row.as_ref().map_or_else(|| self.rows.next_pin(), |row| row.id);
-                    puts.push(Put::new(id, pin.clone()));
+                (Some(pin), Some(row)) => {
+                    updates.push(Put::new(row.id, pin.clone()));
+                    (row.id, self.rows.held(pin).await?)
+                }
+                (Some(pin), None) => {
+                    let id = self.rows.next_pin();
+                    inserts.push(Put::new(id, pin.clone()));
                     (id, self.rows.held(pin).await?)
                 }
             };
@@ -312,7 +316,8 @@ impl Writer {
         taken.sort_unstable();
         self.rows.delete_allocations(&freed).await?;
         self.rows.delete_pins(&deletes).await?;
-        self.rows.put_pins(&puts).await?;
+        self.rows.update_pins(&updates).await?;
+        self.rows.insert_pins(&inserts).await?;
         self.rows.put_allocations(&taken).await?;
         self.write_others(dirty).await
     }
