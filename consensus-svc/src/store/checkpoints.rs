@@ -126,7 +126,8 @@ impl Checkpoints {
         self.since_anew = self.since_anew.min(pages.all);
         self.step = self.beside.as_ref().map_or(Ok(self.most), |beside| beside.step(self.most))?;
         // Until it can begin anew, as long as what comes meanwhile gets less; then the writer moves the rest.
-        let is_much = self.waiting >= self.most / SMALL_SHARE && moved.is_none_or(|moved| self.waiting < moved.before / 2);
+        let is_much =
+            self.waiting >= self.most / SMALL_SHARE && moved.is_none_or(|moved| self.waiting < moved.before / 2);
         let (is_full, is_step) = (self.is_full(), self.is_step());
         match &mut self.beside {
             Some(beside) if is_full && is_much || !is_full && is_step => beside.begin(self.waiting),
