@@ -160,31 +160,8 @@ fn put_cid(put: &storage::Put) -> Option<&[u8]> {
     put.pin.as_ref().map(|pin| pin.cid.as_slice())
 }
 
-/// Whether it changes pins and nothing else.
-pub fn changes_pins(command: &storage::Command) -> bool {
-    let kind = command.command.as_ref();
-    kind.is_some_and(|kind| match kind {
-        Kind::PutMany(_)
-        | Kind::Unpin(_)
-        | Kind::UnpinMany(_)
-        | Kind::Replace(_)
-        | Kind::Reallocate(_)
-        | Kind::Settle(_)
-        | Kind::SettleMany(_)
-        | Kind::Expire(_) => true,
-        Kind::PeerJoin(_)
-        | Kind::PeerAway(_)
-        | Kind::PeerBack(_)
-        | Kind::Drain(_)
-        | Kind::Remove(_)
-        | Kind::Setting(_)
-        | Kind::Found(_) => false,
-    })
-}
-
 /// Every request key whose row must be loaded before `command` is applied, each once.
-pub fn keys_of<'a>(command: &'a storage::Command) -> BTreeSet<&'a [u8]> {
-    let given = |key: &'a Vec<u8>| Some(key.as_slice()).filter(|key| !key.is_empty());
+pub fn keys_of(command: &storage::Command) -> BTreeSet<&[u8]> {
     let mut keys: BTreeSet<&[u8]> = match &command.command {
         Some(Kind::PutMany(many)) => many.puts.iter().filter_map(|put| given(&put.request_key)).collect(),
         Some(Kind::Unpin(unpin)) => given(&unpin.request_key).into_iter().collect(),
@@ -207,6 +184,10 @@ pub fn keys_of<'a>(command: &'a storage::Command) -> BTreeSet<&'a [u8]> {
     };
     keys.extend(given(&command.request_key));
     keys
+}
+
+fn given(key: &[u8]) -> Option<&[u8]> {
+    Some(key).filter(|key| !key.is_empty())
 }
 
 /// Carries out one committed command. Its rows must be loaded.

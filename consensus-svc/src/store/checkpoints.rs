@@ -328,7 +328,7 @@ mod tests {
             checkpoints.keep_up(&mut connection).await.unwrap();
             checkpoints.settle().await.unwrap();
             let waiting = look(&mut connection).await.unwrap().waiting;
-            let expected = if is_large { 0..2 * STEP_PAGES } else { 2 * STEP_PAGES..MOST };
+            let expected = if is_large { 0..STEP_PAGES } else { MOST / 4..MOST };
             assert!(expected.contains(&waiting), "{waiting} pages wait, large: {is_large}");
             for _ in 0..LARGE * MOST {
                 write(&mut connection, &mut checkpoints).await;

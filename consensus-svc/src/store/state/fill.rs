@@ -50,21 +50,16 @@ impl Fill {
         let mut taken: Vec<(Held, i64)> = Vec::new();
         for (cid, pin) in pins {
             let before = loaded.remove(&cid);
-            let held = self.rows.held(&pin).await?;
-            let id = match before {
-                Some(row) => {
-                    self.rows.forget_sum(&row);
-                    updates.push(Put::new(row.id, pin));
-                    freed.extend(row.held.into_iter().map(|held| (held, row.id)));
-                    row.id
-                }
-                None => {
-                    let id = self.rows.next_pin();
-                    inserts.push(Put::new(id, pin));
-                    id
-                }
+            if let Some(row) = &before {
+                self.rows.forget_sum(row);
+            }
+            let (id, puts) = match &before {
+                Some(row) => (row.id, &mut updates),
+                None => (self.rows.next_pin(), &mut inserts),
             };
-            taken.extend(held.into_iter().map(|held| (held, id)));
+            freed.extend(before.into_iter().flat_map(|row| row.held).map(|row| (row, id)));
+            taken.extend(self.rows.held(&pin).await?.into_iter().map(|row| (row, id)));
+            puts.push(Put::new(id, pin));
         }
         freed.sort_unstable();
         taken.sort_unstable();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::writer::{Batch, Op};
 
 /// From the begin of one transaction to that of the next.
-pub const GATHER: Duration = Duration::from_millis(200);
+const GATHER: Duration = Duration::from_millis(200);
 /// Bytes of commands that wait no longer: what they become in memory is many times as large.
 const GATHER_BYTES: usize = 2 << 20;
 /// Bytes of commands in one transaction, beyond which the next batch waits for the next.
@@ -181,11 +181,8 @@ mod tests {
             assert!(took > GATHER / 2 && took <= GATHER, "{took:?}");
         }
         // The first one after a pause goes at once.
-        let (_, ops) = mpsc::channel(1);
-        bench.ops = ops;
+        (bench.queue, bench.ops) = mpsc::channel(1);
         tokio::time::sleep(2 * GATHER).await;
-        let (queue, ops) = mpsc::channel(1);
-        (bench.queue, bench.ops) = (queue, ops);
         bench.send(pins(100_000)).await;
         assert_eq!(bench.collect().await, (1, Duration::ZERO, false));
     }

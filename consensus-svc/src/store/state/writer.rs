@@ -43,8 +43,9 @@ impl Batch {
 
     /// Whether it can be applied a little later: nobody waits for it, and it changes pins only.
     pub fn may_wait(&self) -> bool {
+        // A command that names pins changes nothing else.
         let changes_pins = |record: &Record| match &record.payload {
-            Payload::Command(proposal) => pinset::changes_pins(&proposal.command),
+            Payload::Command(proposal) => !pinset::cids_of(&proposal.command).is_empty(),
             Payload::Blank | Payload::Membership(_) => false,
         };
         self.done.is_none() && self.records.iter().all(changes_pins)
@@ -298,13 +299,12 @@ impl Writer {
                     deletes.push(row.id);
                     (row.id, Vec::new())
                 }
-                (Some(pin), Some(row)) => {
-                    updates.push(Put::new(row.id, pin.clone()));
-                    (row.id, self.rows.held(pin).await?)
-                }
-                (Some(pin), None) => {
-                    let id = self.rows.next_pin();
-                    inserts.push(Put::new(id, pin.clone()));
+                (Some(pin), row) => {
+                    let (id, puts) = match row {
+                        Some(row) => (row.id, &mut updates),
+                        None => (self.rows.next_pin(), &mut inserts),
+                    };
+                    puts.push(Put::new(id, pin.clone()));
                     (id, self.rows.held(pin).await?)
                 }
             };
